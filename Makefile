@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,13 @@ check: setup ## lint, format, types, import rules, fast tests; how the code read
 
 test: setup ## everything but the long tests, the system test included; two files at a time, one Airflow at a time
 	$(PY) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-stores: setup ## gs:// and abfs:// against emulators; needs node and npm, brings 22 packages and azurite into .venv-stores
+	test -x .venv-stores/bin/python || $(PY) -m venv .venv-stores
+	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-stores/lib/python3.11/site-packages/libraries.pth
+	.venv-stores/bin/python -m pip install --quiet --no-deps -r requirements-stores.lock
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .venv-stores azurite@3.35.0
+	.venv-stores/bin/python -m pytest tests/pipelines/cases/test_declared_clouds.py tests/pipelines/cases/test_declared_stores.py
 
 repro: ## the line without Airflow, on the pinned rows (DVC)
 	PATH="$(CURDIR)/.venv/bin:$$PATH" dvc pull

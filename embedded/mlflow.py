@@ -25,15 +25,22 @@ ENVIRONMENT = {
 
 
 def command(home: Path, ports: Ports) -> list[str]:
-    """The server's command; database and artifacts lie in ``home``/mlflow."""
+    """The server's command.
+
+    Its database lies in ``home``/mlflow, and so do artifacts, unless a new state has a store that MLflow can use too.
+    """
     folder = home / "mlflow"
+    artifacts = str(folder / "artifacts")
+    lake = os.environ.get("PERENNIAL_LAKE_URL", "")
+    if lake.startswith("s3://") and not (folder / "artifacts").exists():
+        artifacts = f"{lake.rstrip('/')}/mlflow"
     return [
         sys.executable,
         "-m",
         "mlflow",
         "server",
         f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}",
-        f"--artifacts-destination={folder / 'artifacts'}",
+        f"--artifacts-destination={artifacts}",
         f"--host={HOST}",
         f"--port={ports.mlflow}",
         "--workers=1",

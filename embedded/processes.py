@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines import processes
+from pipelines.installation import CHECKOUT
 from pipelines.places import TAG
 from pipelines.processes import birth
 
@@ -49,8 +50,9 @@ class Started:
 def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, mend: Sequence[str] = ()) -> Started:
     """Start ``argv`` from the repository's root in a session of its own, its output in ``log``.
 
-    The last log is kept as ``.1``. What it starts ends with it. ``mend`` is a command that is run when a child of it
-    has died and it does not notice.
+    Of an installed package it is started beside the log: the root is then where pip puts packages, and Triton's stub
+    would find numpy there, not in its own environment. The last log is kept as ``.1``. What it starts ends with it.
+    ``mend`` is a command that is run when a child of it has died and it does not notice.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -67,7 +69,7 @@ def launch(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, me
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            cwd=ROOT,
+            cwd=ROOT if CHECKOUT else log.parent,
             pass_fds=[writing],
         )
         os.close(writing)

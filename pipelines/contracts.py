@@ -324,6 +324,12 @@ class Finding(Value):
     problem: str
 
 
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
+"""What a ``prediction_id`` looks like."""
+ELSEWHERE = 0
+"""The version of rows that no model of ours answered: those that were imported. Ours are numbered from 1."""
+
+
 class PredictionLine(TypedDict):
     """One row of the prediction log, a JSON line in ``prediction_log/<case>/predictions/<segment>.jsonl``.
 
@@ -331,8 +337,8 @@ class PredictionLine(TypedDict):
     the raw feature values, ``score`` the probability of the positive class, times are ISO 8601 in UTC.
     In a case with classes ``prediction`` is the position of the likeliest class, ``score`` its probability,
     and ``scores`` holds those of all classes in their declared order. In a case that predicts a number both
-    ``prediction`` and ``score`` are that number. ``traceparent`` is that of the request (W3C Trace Context), if it had
-    one.
+    ``prediction`` and ``score`` are that number. Imported rows are of version ``ELSEWHERE``; they have neither where
+    nobody answered them. ``traceparent`` is that of the request (W3C Trace Context), if it had one.
     """
 
     prediction_id: str
@@ -340,8 +346,8 @@ class PredictionLine(TypedDict):
     event_time: str
     received_at: str
     version: int
-    score: float
-    prediction: int | float
+    score: float | None
+    prediction: int | float | None
     row: dict[str, str | float | int | bool | list[float] | None]
     scores: NotRequired[list[float]]
     traceparent: NotRequired[str]

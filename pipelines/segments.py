@@ -16,12 +16,14 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import IntegrityError
-from pipelines.files import fsync_folder, write_atomic
+from pipelines.files import fsync_folder, make_folder, write_atomic
+from pipelines.storage import failpoint
 
 OPEN = ".open"
 CLOSED = ".jsonl"
@@ -69,6 +71,37 @@ def adopt(folder: Path) -> int:
             if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:  # noqa: TID251 - the age of a file, no event
                 path.unlink()
     return count
+
+
+def put(parts: Iterable[tuple[Path, Iterable[bytes]]]) -> list[Path]:
+    """Write closed segments, paths that end in ``.jsonl``, each of its pieces of whole lines.
+
+    None can be seen before all of them are on the disk; one that is seen is whole, and closed by whoever finds it if
+    this process dies. Raises OSError if one cannot be written: then none is there.
+    """
+    ready: list[tuple[BufferedRandom, Path, Path]] = []
+    with ExitStack() as held:
+        try:
+            for path, pieces in parts:
+                make_folder(path.parent)
+                hidden = path.with_name(f".{path.name}{OPEN}")
+                file = held.enter_context(hidden.open("xb+"))
+                ready.append((file, hidden, path))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            for _, hidden, _ in ready:
+                hidden.unlink(missing_ok=True)
+            raise
+        failpoint("segments", "written")
+        for file, hidden, path in ready:
+            seen = path.with_name(path.name + OPEN)
+            os.rename(hidden, seen)
+            finish(file.fileno(), seen)
+            failpoint("segments", "closed")
+    return [path for _, _, path in ready]
 
 
 def finish(fd: int, path: Path) -> None:

@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     """``host:port`` where the ranks of several nodes meet; empty: this node alone."""
     nodes: int = Field(default=1, gt=0)
     node_rank: int = Field(default=0, ge=0)
+    lake_url: str = ""
+    """Where lake and artefacts lie that several machines share, like ``s3://bucket/prefix``; empty: here alone."""
     ledger_url: str = ""
     mlflow_url: str = ""
     airflow_url: str = ""

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipelines import objects
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError, NotKept
 from pipelines.files import (
@@ -38,6 +39,8 @@ MANIFEST = "manifest.json"
 FAILPOINTS = ("build", "files", "manifest", "publish", "published")
 """Where ``PERENNIAL_FAILPOINT=<step>:<point>`` sends SIGKILL: before building, after the files, after the
 manifest, before the rename, after it."""
+STORE_FAILPOINTS = ("put", "stored")
+"""The same where the state folder has a store: the files are there and nothing names them, or all of it is there."""
 
 MEND = "move the folder away and run again"
 """What helps against a folder that is not as it was committed: a step makes the same again of the same inputs."""
@@ -106,6 +109,8 @@ def read_manifest(folder: Path, *, verify: bool | Collection[str] = True) -> Man
     not run, IntegrityError if the bytes are not those committed.
     """
     path = folder / MANIFEST
+    if not path.exists():
+        objects.refresh(folder)
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
@@ -148,14 +153,23 @@ def find(folder: Path, key: str, *, verify: bool | Collection[str] = True) -> Pa
     Its files are checked as by :func:`read_manifest`. Raises NotKept if neither holds it, IntegrityError if it is
     damaged.
     """
-    for path in (folder, *sorted(folder.parent.glob(f"{folder.name}.{key[:12]}.*"))):
-        if (path / MANIFEST).exists() and read_manifest(path, verify=False).key == key:
-            read_manifest(path, verify=verify)
-            return path
+    path = _holding(folder, key)
+    if path is None and objects.bring(folder, key):
+        path = _holding(folder, key)
+    if path is not None:
+        read_manifest(path, verify=verify)
+        return path
     raise NotKept(
         f"{folder} does not hold the artefact {key[:12]}, nor does a folder set aside next to it: "
         "restore the run's folder"
     )
+
+
+def _holding(folder: Path, key: str) -> Path | None:
+    for path in (folder, *sorted(folder.parent.glob(f"{folder.name}.{key[:12]}.*"))):
+        if (path / MANIFEST).exists() and read_manifest(path, verify=False).key == key:
+            return path
+    return None
 
 
 def commit(
@@ -175,6 +189,7 @@ def commit(
     nothing. Raises IntegrityError if the manifest that is there cannot be read.
     """
     step = folder.name
+    newest = objects.refresh(folder)
     try:
         found = read_manifest(folder, verify=False)
     except ConfigError:
@@ -211,6 +226,10 @@ def commit(
             ),
         )
         failpoint(step, "manifest")
+        if not objects.publish(folder, work, newest, lambda: failpoint(step, "put")):
+            objects.refresh(folder)
+            return _gave_way(step, folder)
+        failpoint(step, "stored")
         work.chmod(usual_mode(0o777))
         if found is not None:
             os.replace(folder, folder.with_name(f"{step}.{aside}.{work.name.rsplit('.', 1)[-1]}"))
@@ -218,9 +237,13 @@ def commit(
         try:
             os.rename(work, folder)
         except OSError:
-            other = read_manifest(folder)
-            log.warning("%s: another try committed key %s first; giving way", step, other.key[:12])
-            return other
+            return _gave_way(step, folder)
     fsync_folder(folder.parent)
     failpoint(step, "published")
     return manifest
+
+
+def _gave_way(step: str, folder: Path) -> Manifest:
+    other = read_manifest(folder)
+    log.warning("%s: another try committed key %s first; giving way", step, other.key[:12])
+    return other

@@ -57,7 +57,10 @@ def install_wheel(folder: Path) -> Path:
     made([*PIP, "wheel", *ALONE, source, "--wheel-dir", folder], folder)
     [wheel] = folder.glob("perennial-*.whl")
     install(folder / "venv", wheel)
-    (site(folder / "venv") / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    own, libraries = site(folder / "venv"), Path(sysconfig.get_path("purelib"))
+    (own / "libraries.pth").write_text(f"{libraries}\n")
+    # Beside the package, as pip puts it: Triton must not find this numpy.
+    (own / "numpy").symlink_to(libraries / "numpy")
     return folder / "venv" / "bin"
 
 

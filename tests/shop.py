@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ from pipelines.cases.tabular import build
 __all__ = ["build"]
 '''
 ROWS = 400
+FIRST = datetime(2024, 2, 1, tzinfo=UTC)
+"""When the first of them happens."""
 
 
 def write(root: Path, name: str = "shop") -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import BaseModel
 
@@ -36,9 +36,9 @@ class StepOperator(BaseOperator):
     ``step`` may be its name. A DAG of anybody's needs no parameter of the run: ``as_of``, ``trigger``, ``reason`` are
     taken from ``params`` where there are any, else the clock is the end of the run's data interval.
     ``part`` names a function of a step's own file that makes a part of its work: ``days`` lists them, ``part`` makes
-    that of ``day``, so that they can be mapped. The XCom is the manifest's path and its small facts. A step that
-    declares an ``event`` also hands on, under that name, the conf of the run that its facts ask for (``{}``: none;
-    Airflow takes None for a missing XCom).
+    that of ``day``, a day or a stretch of days, so that they can be mapped. The XCom is the manifest's path and its
+    small facts. A step that declares an ``event`` also hands on, under that name, the conf of the run that its facts
+    ask for (``{}``: none; Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"
@@ -112,6 +112,17 @@ class StepOperator(BaseOperator):
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
         end_all(descendants(), grace=KILL_GRACE)
+
+
+def task_of(step: Step | Action, case: str, *, in_parts: bool) -> StepOperator:
+    """The task of a step, ``in_parts`` behind a task for each part of its work; it runs where there is none, too."""
+    if not in_parts:
+        return StepOperator(task_id=step.name, step=step, case=case)
+    days = StepOperator(task_id=f"{step.name}_days", step=step, part="days", case=case)
+    part = StepOperator.partial(task_id=f"{step.name}_part", step=step, part="part", case=case).expand(day=days.output)
+    whole = StepOperator(task_id=step.name, step=step, case=case, trigger_rule=TriggerRule.NONE_FAILED)
+    part >> whole
+    return whole
 
 
 def named(step: Step | Action | str) -> Step | Action:

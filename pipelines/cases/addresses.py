@@ -26,7 +26,7 @@ from pipelines.settings import Settings
 
 Ask = Callable[[str], str | None]
 """A connection's JSON by its id; None: there is none."""
-_SECRET = ("password", "secret", "token", "credential", "key", "sas", "header")
+_SECRET = ("password", "secret", "token", "credential", "key", "sas", "header", "connection_string")
 """What the names of secret options have in them."""
 _ASK: ContextVar[Ask | None] = ContextVar("connections", default=None)
 
@@ -111,10 +111,12 @@ def mapping(found: Told, case: str, expected: str) -> dict[str, Any]:
     return {str(name): value for name, value in plain.items() if value is not None and value != ""}
 
 
-def login(given: UrlFrom | None, names: tuple[str, str] | None, settings: Settings, case: str) -> dict[str, Any]:
+def login(
+    given: UrlFrom | None, of_connection: Callable[[Connection], dict[str, Any]], settings: Settings, case: str
+) -> dict[str, Any]:
     """A store's login as options of its library: none if none is told, then the library finds its own.
 
-    Login and password of a connection are those of ``names``, the rest is in its extra.
+    ``of_connection`` makes them of an Airflow connection; it raises ValueError for one that cannot be read.
     """
     if given is None:
         return {}
@@ -123,18 +125,36 @@ def login(given: UrlFrom | None, names: tuple[str, str] | None, settings: Settin
     if given.connection is None:
         return mapping(found, case, expected)
     own = connection(found, case)
-    both = dict(zip(names, (own.login, own.password), strict=True)) if names else {}
-    return {**{name: value for name, value in both.items() if value}, **own.extra}
+    try:
+        return of_connection(own)
+    except ValueError:
+        # Without the cause: it may repeat what could not be read.
+        raise ConfigError(f"{case}: {found.where} does not hold {expected}, or those of its Airflow provider") from None
+
+
+def under(login_name: str, password_name: str) -> Callable[[Connection], dict[str, Any]]:
+    """Login and password of a connection under these names, the rest as its extra has it."""
+
+    def options(own: Connection) -> dict[str, Any]:
+        both = {login_name: own.login, password_name: own.password}
+        return {**{name: value for name, value in both.items() if name and value}, **own.extra}
+
+    return options
 
 
 def secrets_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     """What of options may be in no message, the longest first."""
-    found: list[str] = []
-    for name, value in options.items():
-        if any(word in name.lower() for word in _SECRET):
-            found += map(str, value.values()) if isinstance(value, Mapping) else [str(value)]
-    found += [part for value in found for part in re.split(r"[: ]", value) if len(part) > 3]
+    found = list(_secret_values(options))
+    found += [part for value in found for part in re.split(r"[:; ]|(?:Key|Signature)=", value) if len(part) > 3]
     return tuple(sorted(filter(None, found), key=len, reverse=True))
+
+
+def _secret_values(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from map(str, value.values()) if "header" in name.lower() else _secret_values(value)
+        elif any(word in name.lower() for word in _SECRET) and not name.endswith("_uri"):
+            yield str(value)
 
 
 def hidden(words: str, secrets: Iterable[str | None]) -> str:
@@ -170,7 +190,7 @@ def _of_json(given: dict[str, Any]) -> Connection:
         given.get("login"),
         given.get("password"),
         given.get("schema") or "",
-        {str(name): str(value) for name, value in (extra or {}).items() if isinstance(value, str | int)},
+        dict(_texts(extra or {})),
     )
 
 
@@ -189,5 +209,14 @@ def _of_uri(text: str) -> Connection:
         None if parts.username is None else unquote(parts.username),
         None if parts.password is None else unquote(parts.password),
         unquote(parts.path).removeprefix("/"),
-        options | {str(name): str(value) for name, value in more.items()},
+        options | dict(_texts(more)),
     )
+
+
+def _texts(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a connection's extra holds as texts; of what is nested the key that Google's provider keeps there."""
+    for name, value in extra.items():
+        if isinstance(value, str | int):
+            yield str(name), str(value)
+        elif str(name).endswith("keyfile_dict"):
+            yield str(name), json.dumps(value)

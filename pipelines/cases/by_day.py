@@ -21,6 +21,8 @@ from pipelines.moments import parse_moment
 
 AT_ONCE = 32 << 20
 """Bytes of rows that are held at once, if no single day has more."""
+_BATCH = 8192
+"""Rows of a scratch file that are read for one of them."""
 _DAY = "_day"
 
 
@@ -39,22 +41,26 @@ class _Run:
 def by_day(
     pieces: Iterable[pl.DataFrame], scratch: Callable[[], AbstractContextManager[Path]]
 ) -> Iterator[pl.DataFrame]:
-    """Frames of whole days of ``event_time``, the newest first, and rows without a readable time behind them.
+    """Frames of whole days of ``event_time``, the newest first, and rows without a readable time behind them, alone.
 
-    All rows in one frame if they are few. ``scratch`` opens a folder that is used and removed if they are not. Each
+    All days in one frame if they are few. ``scratch`` opens a folder that is used and removed if they are not. Each
     row comes once. Raises what ``pieces`` raises, before the first frame.
     """
     heaps = _heaps(pieces)
     first = next(heaps)
     second = next(heaps, None)
     if second is None:
-        yield first
+        undated = _days(first["event_time"]).is_null()
+        if undated.any() and not undated.all():
+            yield first.filter(~undated)
+            yield first.filter(undated)
+        else:
+            yield first
         return
+    heaps = chain([first, second], heaps)
+    del first, second  # each heap is let go before the next but one is read
     with scratch() as folder:
-        runs = [
-            _laid_down(heap, folder / f"{number}.arrow") for number, heap in enumerate(chain([first, second], heaps))
-        ]
-        del first, second
+        runs = [_laid_down(heap, folder / f"{number}.arrow") for number, heap in enumerate(heaps)]
         for days in _stretches(runs):
             yield together(_slice(run, days) for run in runs if run.days.keys() & days)
 
@@ -78,7 +84,7 @@ def _laid_down(rows: pl.DataFrame, path: Path) -> _Run:
     counts = rows.group_by(_DAY, maintain_order=True).len()
     begins = counts["len"].cum_sum() - counts["len"]
     rows = rows.drop(_DAY)
-    rows.write_ipc(path, compression="uncompressed")
+    rows.write_ipc(path, compression="uncompressed", record_batch_size=_BATCH)
     places = dict(zip(counts[_DAY], zip(begins, counts["len"], strict=True), strict=True))
     return _Run(path, places, rows.estimated_size() / rows.height)
 

@@ -255,13 +255,7 @@ def _moment(column: pl.Expr, own: str, schema: pl.Schema, asked: Asked, where: s
     if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
         return column.cast(MOMENT)
     if kind == pl.String:
-        with_zone = [column.str.to_datetime(text, time_unit="us", time_zone="UTC", strict=False) for text in WITH_ZONE]
-        if zone is not None:
-            local = [column.str.to_datetime(text, time_unit="us", strict=False) for text in WITHOUT_ZONE]
-            with_zone += [_in_zone(one, zone) for one in local]
-        if unit is not None:
-            with_zone.append(_of_number(column.cast(pl.Float64, strict=False), unit))
-        return pl.coalesce(with_zone)
+        return column.map_batches(lambda texts: _of_texts(texts, zone, unit), MOMENT, is_elementwise=True)
     if isinstance(kind, pl.Datetime) or kind == pl.Date:
         if zone is None:
             raise DataError(
@@ -277,6 +271,24 @@ def _moment(column: pl.Expr, own: str, schema: pl.Schema, asked: Asked, where: s
             )
         return _of_number(column, unit)
     raise DataError(f"{where}: {name} holds {kind}, expected times: name another column in source.columns")
+
+
+def _of_texts(texts: pl.Series, zone: str | None, unit: str | None) -> pl.Series:
+    """Texts as moments, in the first form that reads each. A form is tried if those before it left texts unread."""
+    text = pl.col(texts.name)
+    forms = [text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False) for form in WITH_ZONE]
+    if zone is not None:
+        local = [text.str.to_datetime(form, time_unit="us", strict=False) for form in WITHOUT_ZONE]
+        forms += [_in_zone(one, zone) for one in local]
+    if unit is not None:
+        forms.append(_of_number(text.cast(pl.Float64, strict=False), unit))
+    given = texts.to_frame()
+    found = pl.Series(texts.name, [None], MOMENT).new_from_index(0, texts.len())
+    for form in forms:
+        if found.null_count() == texts.null_count():
+            break
+        found = given.select(pl.coalesce(found, form.alias(texts.name))).to_series()
+    return found
 
 
 def _in_zone(local: pl.Expr, zone: str) -> pl.Expr:
@@ -305,8 +317,12 @@ def _readable(found: pl.DataFrame, asked: Asked, where: str, seen: _Seen) -> pl.
             found = found.with_columns(words)
         elif isinstance(column, Numeric) and isinstance(found.schema[column.name], pl.Decimal):
             found = found.with_columns(pl.col(column.name).cast(pl.Float64))
+    label = asked.fields.label
     try:
-        found = found.with_columns(_label(found[asked.fields.label], asked, where, seen))
+        known = label in found.columns
+        found = found.with_columns(
+            _label(found[label], asked, where, seen) if known else pl.lit(None, pl.Int8).alias(label)
+        )
     except DataError:
         _check_zones(seen, asked, where)
         raise
@@ -379,7 +395,9 @@ def _label(labels: pl.Series, asked: Asked, where: str, seen: _Seen) -> pl.Serie
 def _number(labels: pl.Series, asked: Asked, held: str, *, mixed: bool) -> pl.Series:
     """Labels that are numbers written as texts; ``mixed``: elsewhere they are names of classes."""
     words = {"true": "1", "false": "0"}
-    number = labels.str.to_lowercase().replace(words).cast(pl.Float64, strict=False)
+    number = labels.cast(pl.Float64, strict=False)
+    if number.null_count() > labels.null_count():
+        number = labels.str.to_lowercase().replace(words).cast(pl.Float64, strict=False)
     wrong = labels.is_not_null() & (number.is_null() | mixed)
     if wrong.any():
         text = labels.filter(wrong)[0]

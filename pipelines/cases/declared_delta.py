@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.cases import columns
-from pipelines.cases.addresses import hidden, login, secrets_of
+from pipelines.cases.addresses import hidden, login, secrets_of, under
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, PerennialError, Unavailable
@@ -54,8 +54,8 @@ def resolve(declared: DeltaSource, settings: Settings, case: str) -> Delta:
             f"as the extra delta in pyproject.toml does ({said(error)})"
         ) from error
     address, why = _address(declared.url, settings, case)
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if address.startswith("s3") else None
-    options = {name: str(value) for name, value in login(declared.login_from, names, settings, case).items()}
+    of = under("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if address.startswith("s3") else under("", "")
+    options = {name: str(value) for name, value in login(declared.login_from, of, settings, case).items()}
     secrets = secrets_of(options)
     try:
         table = DeltaTable(address, version=declared.version, storage_options=options or None)

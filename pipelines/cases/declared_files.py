@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.cases import columns
+from pipelines.cases import columns, row_groups, store_logins
 from pipelines.cases.addresses import hidden, login, secrets_of
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
@@ -41,18 +41,21 @@ ENDINGS = {
     ".jsonl": "json",
     ".ndjson": "json",
 }
-EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
-"""The library of each protocol that does not come with the project."""
-LOGINS = {
-    **dict.fromkeys(("s3", "s3a"), ("key", "secret")),
-    **dict.fromkeys(("abfs", "abfss", "az"), ("account_name", "account_key")),
-}
-"""What the libraries call a connection's login and password."""
 WEB = ("http", "https")
 CONNECT_SECONDS, SILENT_SECONDS = 10, 60
 """How long a web server may take to answer, and to say something more; a whole file may take any time."""
+_LOGIN = (
+    *("Forbidden", "AccessDenied", "NoCredentials", "credentials", "Unauthorized", "InvalidAccessKeyId"),
+    *("ClientAuthenticationError", "AzureSigningError", "onnection string", "onnection_string", "Provided token"),
+    *("RefreshError", "DefaultCredentialsError", "MalformedError"),
+)
+"""What libraries say of a login that is refused, or that they cannot read."""
 YOUNG_SECONDS = 2.0
 """A file that was written so lately may be written once more without another time: it is looked at again."""
+CSV_CHUNK = 1 << 20
+"""Bytes of a CSV that polars parses at once, on each thread and ahead: it would take 16 times as many. No parameter of
+polars sets it; a line that is longer is read whole."""
+os.environ.setdefault("POLARS_CSV_CHUNK_SIZE", str(CSV_CHUNK))
 _State = tuple[int, int, int]
 
 
@@ -97,7 +100,8 @@ def resolve(declared: FilesSource, settings: Settings, case: str) -> Files:
     for url in declared.urls:
         protocol, _, rest = url.partition("://")
         if rest and protocol != "file":
-            options = login(declared.login_from, LOGINS.get(protocol), settings, case)
+            given = login(declared.login_from, store_logins.of_connection(protocol), settings, case)
+            options = store_logins.options(protocol, given)
             files = _copied(url, protocol, options, settings, case, known)
             why.append(f"{url}: copied to {settings.root / 'data'}")
         else:
@@ -202,7 +206,7 @@ def _copied(
     url: str, protocol: str, options: dict[str, Any], settings: Settings, case: str, known: dict[str, Note]
 ) -> list[File]:
     """Copies of what lies at an address, or matches a pattern there."""
-    if protocol not in {*WEB, *EXTRAS}:
+    if protocol not in {*WEB, *store_logins.LIBRARIES}:
         raise ConfigError(
             f"{case}: source.url {url} begins with {protocol}://: choose https, s3, gs or abfs, or give a path"
         )
@@ -210,7 +214,8 @@ def _copied(
     try:
         paths = [path]
         if protocol not in WEB and glob.has_magic(path):
-            paths = sorted(one for one in store.glob(path) if not _is_hidden(one))
+            found = store.glob(path, detail=True)
+            paths = sorted(one for one, about in found.items() if about["type"] == "file" and not _is_hidden(one))
     except Exception as error:
         raise _refused(error, url, case, secrets_of(options)) from error
     if not paths:
@@ -241,7 +246,7 @@ def _store(url: str, protocol: str, options: dict[str, Any], case: str) -> tuple
     try:
         store, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **more)
     except ImportError as error:
-        library = EXTRAS.get(protocol, "fsspec[http]")
+        library = store_logins.LIBRARIES.get(protocol, "fsspec[http]")
         raise ConfigError(
             f"{case}: {protocol}:// needs the Python package {library}, which is not installed: pip install {library}, "
             f"as the extra of this name in pyproject.toml does ({said(error)})"
@@ -292,6 +297,12 @@ def _version(info: dict[str, Any]) -> str:
     return json.dumps(known | {"size": str(info.get("size"))}, sort_keys=True) if known else ""
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status that a store answered with, under the name that its library has for it."""
+    named = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((value for value in named if isinstance(value, int)), None)
+
+
 def _refused(error: Exception, url: str, case: str, secrets: tuple[str, ...]) -> ConfigError | DataError | Unavailable:
     """What a store's library says, as one of our errors: they have no common base."""
     cause = error.__cause__
@@ -299,18 +310,20 @@ def _refused(error: Exception, url: str, case: str, secrets: tuple[str, ...]) ->
         error = cause  # fsspec says that a file is not there whatever a web server said
     if (disk := of_disk(error)) is not None and not isinstance(error, PermissionError):
         return disk
-    status = getattr(error, "status", None)
+    status = _status(error)
     words = hidden(said(error), secrets)
     if isinstance(error, FileNotFoundError) or status in {404, 410}:
         return DataError(f"{case}: there is nothing at {url}: mend source.url in params.yaml, or put the file there")
-    login = ("Forbidden", "AccessDenied", "NoCredentials", "credentials", "Unauthorized", "InvalidAccessKeyId")
-    if isinstance(error, PermissionError) or status in {401, 403} or any(word in words for word in login):
+    if isinstance(error, PermissionError) or status in {401, 403} or any(word in words for word in _LOGIN):
         return ConfigError(
             f"{case}: {url} refuses the login ({words}): give source.login_from, or the store's own variables, a login "
             "that may read it (docs/cases.md)"
         )
-    if isinstance(error, ValueError) or (status is not None and 400 <= status < 500 and status not in {408, 429}):
-        return ConfigError(f"{case}: {url} cannot be used ({words}): mend source.url in params.yaml")
+    mistaken = isinstance(error, ValueError | TypeError)
+    if mistaken or (status is not None and 400 <= status < 500 and status not in {408, 429}):
+        return ConfigError(
+            f"{case}: {url} cannot be used ({words}): mend source.url in params.yaml, or what source.login_from names"
+        )
     return Unavailable(f"{case}: {url} does not answer ({words}): try again, or mend source.url in params.yaml")
 
 
@@ -363,7 +376,15 @@ def _of_one_kind(kinds: pl.DataFrame | None, piece: pl.DataFrame, source: Files,
 
 def _pieces(file: File, asked: Asked) -> Iterator[pl.DataFrame]:
     with _readable(file, asked) as where:
-        yield from columns.pieces([_scanned(file, asked, where)], asked, where)
+        yield from columns.pieces(_parts(file, asked, where), asked, where)
+
+
+def _parts(file: File, asked: Asked, where: str) -> Iterator[pl.LazyFrame]:
+    assert isinstance(asked.declared, FilesSource)
+    if (asked.declared.format or _form(file.name)) == "parquet":
+        yield from row_groups.parts(file.path, asked.event_time, asked.window)
+    else:
+        yield _scanned(file, asked, where)
 
 
 @contextmanager

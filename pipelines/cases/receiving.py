@@ -164,16 +164,17 @@ def receive(
     in_period = moment >= since
     if until is not None:
         in_period &= moment < until
-    placed = read.with_columns(
-        _in_period=in_period,
-        _in_window=(moment >= window.start) & (moment < window.end),
-    )
-    outside_period = placed.filter(~pl.col("_in_period")).height
-    outside_window = placed.filter(pl.col("_in_period") & ~pl.col("_in_window")).height
-    inside = read.filter((placed["_in_period"] & placed["_in_window"]).fill_null(value=True))
-    once = inside.unique(maintain_order=True)
-    rows = once.filter(pl.col("reasons").is_null()).drop("reasons")
-    refused = once.filter(pl.col("reasons").is_not_null())
+    in_window = (moment >= window.start) & (moment < window.end)
+    placed = read.select(period=in_period, inside=in_period & in_window)
+    outside_period = int((~placed["period"]).sum())
+    outside_window = int((placed["period"] & ~placed["inside"]).sum())
+    inside = _where(read, placed["inside"].fill_null(value=True))
+    once = inside
+    if inside["id"].n_unique() < inside.height:  # equal rows have one id
+        once = inside.unique(maintain_order=True)
+    sound = once["reasons"].is_null()
+    rows = _where(once, sound).drop("reasons")
+    refused = once.filter(~sound)
     if rows[AS_DELIVERED].null_count() == rows.height:
         rows = rows.drop(AS_DELIVERED)
     return Received(
@@ -185,6 +186,11 @@ def receive(
         outside_period=outside_period,
         times=_span(read["event_time"]),
     )
+
+
+def _where(rows: pl.DataFrame, wanted: pl.Series) -> pl.DataFrame:
+    """The rows that are wanted; no copy of them if all are."""
+    return rows if wanted.all() else rows.filter(wanted)
 
 
 def _without_nan(frame: pl.DataFrame, fields: Fields) -> pl.DataFrame:
@@ -202,7 +208,7 @@ def _span(times: pl.Series) -> tuple[datetime, datetime] | None:
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
     """By time and id; rows that share both by all they hold, so that the order of delivery does not show."""
-    if not rows["id"].is_duplicated().any():
+    if rows["id"].n_unique() == rows.height:
         return rows.sort("event_time", "id")
     return rows.sort("event_time", "id", *(name for name in rows.columns if name not in {"event_time", "id"}))
 

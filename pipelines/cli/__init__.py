@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipelines import places
+from pipelines import objects, places
 from pipelines.cases import load_case
 from pipelines.cli.commands import COMMANDS, trigger
 from pipelines.cli.options import PROGRAM, build_parser
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROGRAM, also: str = "")
 def _asked(arguments: argparse.Namespace) -> Any:
     settings = read_settings()
     places.keep_closed(settings.root)
+    objects.attach(settings)
     params = None
     if arguments.case is not None and (arguments.command not in COMMANDS or COMMANDS[arguments.command].reads):
         params = load_case(arguments.case).params

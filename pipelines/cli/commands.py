@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from pipelines import ledger
+from pipelines import ledger, objects
 from pipelines.cases import Case
 from pipelines.cases.surveying import survey
 from pipelines.contracts import Trigger
+from pipelines.errors import ConfigError
 from pipelines.files import write_atomic
 from pipelines.line import facts, order, runner
 from pipelines.line.step import Run, Step
@@ -65,6 +66,13 @@ def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
     if params is None:
         return audit.audit(settings)
     return audit.audit(settings, params.case)
+
+
+def _push(params: Params | None, settings: Settings) -> dict[str, Any]:
+    """Put the state folder's lake and artefacts into the store of PERENNIAL_LAKE_URL: what is there already stays."""
+    if not settings.lake_url:
+        raise ConfigError("PERENNIAL_LAKE_URL names no store: set it to where lake and artefacts shall lie")
+    return {"store": settings.lake_url, **objects.push(settings, "" if params is None else params.case)}
 
 
 def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str, Any]:
@@ -210,6 +218,44 @@ def _init_table(answer: dict[str, Any]) -> Any:
     return starting.table(answer)
 
 
+def _import(
+    params: Params,
+    settings: Settings,
+    *,
+    from_: str,
+    id_: str | None = None,
+    time: str | None = None,
+    label: str | None = None,
+    label_time: str | None = None,
+    score: str | None = None,
+    column: list[str] | None = None,
+    label_values: str | None = None,
+    format_: str | None = None,
+    zone: str | None = None,
+    unit: Literal["s", "ms", "us", "ns"] | None = None,
+) -> dict[str, Any]:
+    """Take rows that were answered elsewhere, and their labels, into the log of a case that has no history."""
+    from pipelines.cases import load_fields
+    from pipelines.cli import importing
+    from pipelines.cli.importing import Given
+
+    fields = load_fields(params.case)
+    named = {"id": id_, "event_time": time, "label_time": label_time, fields.label: label}
+    columns: dict[str, str | None] = {own: theirs for own, theirs in named.items() if theirs is not None}
+    if id_ == "-":
+        columns["id"] = None
+    columns |= importing.pairs(column or (), fields)
+    values = tuple(label_values.split(",")) if label_values else ()
+    given = Given(from_, format_, tuple(columns.items()), score, zone, unit, values)
+    return importing.take(params, settings, given)
+
+
+def _import_table(answer: dict[str, Any]) -> Any:
+    from pipelines.cli import importing
+
+    return importing.table(answer)
+
+
 def _try(params: Params, settings: Settings, *, as_of: datetime | None = None) -> dict[str, Any]:
     """Play the line from ingest to gate on a case's history, in a folder of its own and without any service."""
     from pipelines.cli import trying
@@ -261,8 +307,10 @@ class Command:
 COMMANDS = {
     "init": Command(_init, table=_init_table, about="new"),
     "try": Command(_try, table=_try_table, about="place"),
+    "import": Command(_import, table=_import_table, about="place"),
     "history": Command(_history, table=_history_table),
     "audit": Command(_audit, every_case=True, holds=lambda answer: answer["ok"]),
+    "push": Command(_push, every_case=True),
     "reproduce": Command(_reproduce, holds=lambda answer: answer["identical"]),
     "retrain": Command(_retrain),
     "alerts": Command(_alerts),

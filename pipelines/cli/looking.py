@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.cases import declared_files, declared_sql
+from pipelines.cases import declared_files, declared_sql, store_logins
 from pipelines.cases.columns import Asked as Columns
 from pipelines.cases.columns import together
 from pipelines.cases.sampling import stride
@@ -68,16 +68,24 @@ def look_at(asked: Asked, where: Where, settings: Settings) -> Look:
     return _at_files(asked, where.address, where.form, settings)
 
 
-def _at_files(asked: Asked, given: str, form: str | None, settings: Settings) -> Look:
-    block: dict[str, Any] = {"kind": "files", "url": _url(given, settings)}
+def files_at(
+    given: str, form: str | None, settings: Settings, case: str, **options: Any
+) -> tuple[dict[str, Any], declared_files.Files]:
+    """The files that somebody names, found; and the declaration of them as params.yaml has it, with ``options``."""
+    block: dict[str, Any] = {"kind": "files", "url": _url(given, settings), **options}
     form = form or _form(given)
     if form not in declared_files.ENDINGS.values() or not given.lower().endswith(tuple(declared_files.ENDINGS)):
         block["format"] = form
-    declared = FilesSource.model_validate(block)
-    source = declared_files.resolve(declared, settings, asked.case)
+    source = declared_files.resolve(FilesSource.model_validate_json(json.dumps(block)), settings, case)
     if form == "csv" and (mark := _separator(source.files[0].path)) != ",":
         block["separator"] = mark
-        declared = FilesSource.model_validate(block)
+    return block, source
+
+
+def _at_files(asked: Asked, given: str, form: str | None, settings: Settings) -> Look:
+    block, source = files_at(given, form, settings, asked.case)
+    declared = FilesSource.model_validate(block)
+    form = form or _form(given)
     place = Place(block, texts=form == "csv")
     try:
         frame, extent = _of_files(declared_files.whole(source, declared, asked.case), asked)
@@ -124,7 +132,7 @@ def _url(given: str, settings: Settings) -> str:
     """The address as params.yaml has it: a path from here is absolute, or below the folder of the data."""
     protocol, _, rest = given.partition("://")
     if rest and protocol != "file":
-        if protocol not in {*declared_files.WEB, *declared_files.EXTRAS}:
+        if protocol not in {*declared_files.WEB, *store_logins.LIBRARIES}:
             raise ConfigError(
                 f"--from {protocol}://...: of a database say --table or --query, and keep its address out of sight: "
                 "--from env:NAME, file:PATH or connection:ID; of files choose https, s3, gs or abfs"

@@ -120,7 +120,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pin": {"action": "store_true", "help": "let DVC pin the file"},
     "label": {"metavar": "COLUMN", "help": "what is predicted; empty where it is not known yet"},
     "time": {"metavar": "COLUMN", "help": "when the event happened"},
-    "id_": {"metavar": "COLUMN", "help": "what names a row; default: made of what the row holds"},
+    "id_": {
+        "metavar": "COLUMN",
+        "help": "what names a row; default: made of what the row holds, for an import id (- makes one)",
+    },
     "target": {"choices": ("number", "binary", "classes"), "help": "what the label is; default: what it looks like"},
     "known": {
         "action": "append",
@@ -128,6 +131,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "known when the answer is asked for, however much it tells: no leak; may be given several times",
     },
     "without": {"action": "append", "metavar": "COLUMN", "help": "leave it out; may be given several times"},
+    "score": {
+        "metavar": "COLUMN",
+        "help": "what was answered: the probability of 1, or the number; of classes a list of all probabilities",
+    },
+    "column": {
+        "action": "append",
+        "metavar": "NAME=COLUMN",
+        "help": "a field that the file calls otherwise; may be given several times",
+    },
+    "label_values": {"metavar": "LIST", "help": "texts of the label with commas, that of 0 first, like no,yes"},
     "to": {
         "metavar": "FOLDER",
         "help": "where the case's folder is put; default: the first of PERENNIAL_CASES, else pipelines/cases of a "

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 import polars as pl
 
-from pipelines import segments
-from pipelines.contracts import LabelLine, PredictionLine, Window
+from pipelines import objects, segments
+from pipelines.contracts import ELSEWHERE, LabelLine, PredictionLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
@@ -165,10 +165,13 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, allo
     parts = [_write(part, written[place], place) for place, part in placed.items()]
     folders = {folder for file in written.values() for folder in file.parents if folder.is_relative_to(settings.root)}
     make_durable([*written.values(), *folders])
+    objects.put_files(written.values())
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
-        write_atomic(settings.lake / case / "quarantine" / kind / path.name, text.encode())
+        quarantined = settings.lake / case / "quarantine" / kind / path.name
+        write_atomic(quarantined, text.encode())
+        objects.replace(quarantined, text.encode())
     spread: list[str] = []
     if SPREAD in placed:
         spread = sorted(map(str, placed[SPREAD][time].dt.date().unique()))
@@ -235,7 +238,11 @@ def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
         if not allowed.numbers and not _is_position(value["label"]):
             raise ValueError("label is not a class")
         return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
-    if not allowed.numbers and not _is_position(value["prediction"]):
+    if (value["prediction"] is None) is not (value["score"] is None):
+        raise ValueError("prediction and score go together")
+    if value["score"] is None and value["version"] != ELSEWHERE:
+        raise ValueError("an answer has a prediction and a score")
+    if not allowed.numbers and value["prediction"] is not None and not _is_position(value["prediction"]):
         raise ValueError("prediction is not a class")
     fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
     own = {"event_time": moment, "row": value["row"]}
@@ -263,7 +270,7 @@ def _narrowest(rows: list[dict[str, Any]], name: str, least: Any) -> Any:
     """The type of a column, wider than the ``least`` one where a case predicts numbers or has more classes."""
     if name not in WIDER:
         return least
-    values = [row[name] for row in rows]
+    values = [row[name] for row in rows if row[name] is not None]
     if any(isinstance(value, float) for value in values) or not all(abs(value) <= WHOLE for value in values):
         return pl.Float64
     if least == pl.Int8 and not all(-128 <= value <= 127 for value in values):

@@ -61,7 +61,8 @@ def known_at(rows: pl.DataFrame, label: str, as_of: datetime) -> pl.DataFrame:
 
 def labelled_on(rows: pl.DataFrame, label: str) -> dict[date, int]:
     """How many rows of each day have their label."""
-    days = rows.filter(pl.col(label).is_not_null()).group_by(pl.col("event_time").dt.date()).len()
+    labelled = rows.select("event_time", label).filter(pl.col(label).is_not_null())
+    days = labelled.group_by(pl.col("event_time").dt.date()).len()
     return dict(days.iter_rows())
 
 

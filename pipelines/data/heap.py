@@ -1,4 +1,7 @@
-"""Rows that come frame by frame and end in one Parquet file: held while they are few, else laid down beside it."""
+"""Rows that come frame by frame and end in one Parquet file: held while they are few, else laid down beside it.
+
+Those that lie in a file already stay there.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ AT_ONCE = 32 << 20
 
 @dataclass
 class Heap:
-    """Rows in the order in which they were added; those that are not ``held`` lie in ``folder``, under ``name``.
+    """Rows in the order in which they were added, ``rows`` of them.
 
-    ``rows`` counts them.
+    Those that are not ``held`` lie in ``folder``, under ``name``, or in the file that they come from.
     """
 
     folder: Path
@@ -23,7 +26,7 @@ class Heap:
     rows: int = 0
     held: list[pl.DataFrame] = field(default_factory=list)
     _size: float = 0.0
-    _laid: list[Path] = field(default_factory=list)
+    _laid: list[pl.LazyFrame] = field(default_factory=list)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Put rows behind the others."""
@@ -31,14 +34,24 @@ class Heap:
         self.rows += frame.height
         self._size += frame.estimated_size()
         if self._size > AT_ONCE:
+            self._lay_down()
+
+    def refer(self, rows: pl.LazyFrame, count: int) -> None:
+        """Put so many rows of a file behind the others; they are read when all are written."""
+        self._lay_down()
+        self._laid.append(rows)
+        self.rows += count
+
+    def _lay_down(self) -> None:
+        if self.held:
             path = self.folder / f"{self.name}-{len(self._laid)}.arrow"
             _together(self.held).write_ipc(path, compression="uncompressed")
-            self._laid.append(path)
+            self._laid.append(pl.scan_ipc(path))
             self.held, self._size = [], 0.0
 
     def lazy(self) -> pl.LazyFrame:
         """All rows, with the columns that any frame had."""
-        frames = [*map(pl.scan_ipc, self._laid), *(frame.lazy() for frame in self.held)]
+        frames = [*self._laid, *(frame.lazy() for frame in self.held)]
         return pl.concat(frames, how="diagonal_relaxed")
 
     def write(self, path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines import objects
 from pipelines.errors import IntegrityError
 from pipelines.files import file_sha256, sha256_once, write_atomic
 
@@ -172,15 +173,19 @@ def keep(folder: Path, fresh: Iterable[Done], known: Known) -> None:
         new = known.segments | new
     data = msgspec.json.encode(_Record([new[name] for name in sorted(new)]))
     written = _name(data)
+    objects.put(folder / written, data)
     write_atomic(folder / written, data)
     if not replaces:
         return
     for name in set(known.sources) - {written}:
+        objects.forget(folder / name)
         (folder / name).unlink(missing_ok=True)
 
 
 def is_whole(folder: Path, done: Done) -> bool:
-    """Whether every partition of a segment is there."""
+    """Whether every partition of a segment is there, or in the store, where it was put before it was recorded."""
+    if done.hashed and objects.covers(folder):
+        return True
     # Strings: a Path for each of a hundred thousand partitions takes longer than looking for them.
     return all(os.path.exists(f"{folder}/{part.place}/{done.segment}.parquet") for part in done.parts)  # noqa: PTH110
 
@@ -200,6 +205,7 @@ def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Pa
     """
     known = read(folder / "segments")
     wanted = {name: parts for day in days for name, parts in known.days.get(day, {}).items()}
+    objects.need(*(folder / name for name in wanted))
     found = {str(file.relative_to(folder)): file for file in files}
     found |= {name: folder / name for name in wanted if name in known.spread}
     for name, parts in wanted.items():

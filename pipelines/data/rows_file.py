@@ -39,7 +39,11 @@ class RowsFile:
         wanted = numbers.to_numpy()
         for start in range(0, max(1, self.rows), self.at_once):
             own = _between(wanted, start, start + self.at_once)
-            if own.size or not start:
+            if not own.size and start:
+                continue
+            if own.size and own[-1] - own[0] == own.size - 1:  # as most are: rows that follow each other
+                into.refer(self._scan().slice(int(own[0]), own.size), own.size)
+            else:
                 into.add(self._scan().slice(start, self.at_once).collect()[own - start])
 
     def ids(self, numbers: pl.Series) -> Iterator[pl.Series]:

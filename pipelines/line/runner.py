@@ -7,11 +7,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from pipelines import storage
+from pipelines import objects, storage
 from pipelines.cases.code import code_sha256
 from pipelines.contracts import Manifest
+from pipelines.data.compaction import SEGMENTS
 from pipelines.line.step import Action, Read, Run, Step, Work
 from pipelines.params import Params
+from pipelines.segments import KINDS
 from pipelines.settings import Settings
 
 
@@ -20,12 +22,23 @@ def run(step: Step, run: Run) -> Manifest:
 
     Raises what the step raises.
     """
+    objects.attach(run.settings)
+    _bring(step, run)
     read = reads(step, run)
     return publish(step, run, read, home(step).work(run, read))
 
 
+def _bring(step: Step, run: Run) -> None:
+    """Have here what other machines have made: what the step reads of this run, and what is known of the log."""
+    for made in (*step.reads, *step.looks_at):
+        objects.refresh(run.dir / made.name)
+    for kind in KINDS:
+        objects.need_folder(run.settings.lake / run.case / kind / SEGMENTS)
+
+
 def act(action: Action, params: Params, settings: Settings, given: Mapping[str, Any]) -> Any:
     """Carry out an action with those of the ``given`` arguments that it declares; its answer."""
+    objects.attach(settings)
     names = (*action.needs, *action.takes, *action.told)
     return home(action).run(params, settings, **{name: given[name] for name in names if name in given})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import ledger, storage
+from pipelines import ledger, objects, storage
 from pipelines.contracts import Manifest
 from pipelines.errors import ConfigError, IntegrityError
 from pipelines.line.order import EVALUATE, EXPORT, TRAIN
@@ -76,6 +76,7 @@ def _export(settings: Settings, case: str, number: int) -> Path:
 
 def _registered(settings: Settings, case: str) -> list[tuple[int, str, Path]]:
     """``(version, key of its export, the run's folder)`` of everything a run of the case registered."""
+    objects.refresh_all(settings.root / "artefacts" / case, "register", every=True)
     manifests = sorted((settings.root / "artefacts" / case).glob("*/register*/manifest.json"))
     found = [(storage.read_manifest(path.parent, verify=False), path.parent.parent) for path in manifests]
     return [(int(manifest.facts["version"]), manifest.inputs[EXPORT.name], folder) for manifest, folder in found]

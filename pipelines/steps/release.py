@@ -6,7 +6,7 @@ import logging
 from datetime import datetime
 from typing import Any
 
-from pipelines import ledger, storage
+from pipelines import ledger, objects, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Switch
 from pipelines.deploy import repository, switch
@@ -86,6 +86,7 @@ def _registered(settings: Settings, case: str, version: int) -> dict[str, Any]:
     Its verdict is the ledger's, by that run's gate.
     """
     known = set[int]()
+    objects.refresh_all(settings.root / "artefacts" / case, "register", every=True)
     for path in sorted((settings.root / "artefacts" / case).glob(f"*/register*/{MANIFEST}")):
         manifest, run_dir = storage.read_manifest(path.parent, verify=False), path.parent.parent
         known.add(manifest.facts["version"])

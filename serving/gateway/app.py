@@ -24,10 +24,11 @@ from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
 from serving.gateway import grpc_server, openapi, routes_v2, tracing
 from serving.gateway.connections import BOUNDS
+from serving.gateway.direct import Direct
 from serving.gateway.metrics import Metrics
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, body, refusal
-from serving.gateway.routes import router
+from serving.gateway.routes import post_labels, predict_rows, router
 from serving.gateway.settings import Bounds, read_bounds
 from serving.gateway.state import start, stop
 
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
     app.include_router(router)
     app.include_router(routes_v2.router)
     openapi.install(app)
+    app.add_middleware(Direct, endpoints={"predict": predict_rows, "labels": post_labels}, refuse=_refused)
     app.add_middleware(
         hosts.HostGuard,
         known=lambda: hosts.of_urls(app.state.gateway.settings.gateway_url),
@@ -128,7 +130,8 @@ def _case(scope: Scope) -> str:
 
 def _route(scope: Scope) -> str:
     """The last word of the request's route, but for those that end in a name."""
-    word: str = getattr(scope.get("route"), "path", "none").rpartition("/")[2]
+    path = str(scope.get("route_path") or getattr(scope.get("route"), "path", "none"))
+    word = path.rpartition("/")[2]
     return "metadata" if word.startswith("{") else word
 
 

@@ -228,9 +228,11 @@ class Index:
         return count
 
     def _answer(self, line: bytes) -> list[Answer]:
-        """The line's answer; nothing for a line that is not one, or of other fields than today's."""
+        """The line's answer; nothing for a line without one, or of other fields than today's."""
         try:
             value: Any = _line.decode(line)
+            if value["score"] is None:  # imported, and answered by nobody
+                return []
             features = digest([_as_decoded(value["row"][field]) for field in self._names])
             happened, received = (
                 microseconds(datetime.fromisoformat(value[name])) for name in ("event_time", "received_at")

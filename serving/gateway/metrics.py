@@ -59,6 +59,12 @@ class Metrics:
         self.ledger_damaged = self._gauge(
             "ledger_damaged", "1 while rows of the case are not what the ledger wrote, see /readyz", "case"
         )
+        self.inside = Gauge(
+            f"{_PREFIX}requests_inside",
+            "requests that are being answered now",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.log_lines = self._counter("log_lines", "lines written before their reply", "case", "kind")
         self.log_errors = self._counter("log_errors", "failed writes, syncs and renames of the log", "case", "kind")
         self.triton_errors = self._counter("triton_errors", "inferences that failed", "case", "version")

@@ -15,6 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
+from pipelines.contracts import ID_PATTERN
 from pipelines.fields import (
     OTHER_CHARS,
     Attribute,
@@ -27,7 +28,6 @@ from pipelines.fields import (
     Vector,
 )
 from serving.gateway.refusal import JSON
-from serving.gateway.rows import ID_PATTERN
 
 if TYPE_CHECKING:
     from serving.gateway.state import Gateway

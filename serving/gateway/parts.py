@@ -45,13 +45,26 @@ def cut(tensors: Mapping[str, NDArray[Any]], longest: int = 0) -> list[Part]:
     return [Part(rows, {name: tensor[rows.start : rows.stop] for name, tensor in tensors.items()}) for rows in pieces]
 
 
+def together(part: Part) -> int:
+    """How many rows like those of ``part`` one inference may have."""
+    for name in TOKENS:
+        if name in part.tensors:
+            return most_of(part.tensors[name].shape[1])
+    return MAX_BATCH
+
+
+def most_of(width: int) -> int:
+    """How many texts of so many tokens one inference may have."""
+    return min(MAX_BATCH, max(1, MAX_TOKENS // width))
+
+
 def _by_length(tensors: Mapping[str, NDArray[Any]], longest: int) -> list[Part]:
     lengths = tensors["attention_mask"].sum(1)
     widths = np.clip(-(-lengths // STEP) * STEP, 1, longest)
     parts = []
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)
-        most = min(MAX_BATCH, max(1, MAX_TOKENS // width))
+        most = most_of(width)
         for start in range(0, len(rows), most):
             share = rows[start : start + most]
             own = {name: tensor[share] for name, tensor in tensors.items()}

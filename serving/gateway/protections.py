@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -35,8 +35,14 @@ log = logging.getLogger(__name__)
 class Door:
     """Checks what stands before every request for a case. Keys are kept as hashes only."""
 
-    def __init__(self, bounds: Bounds, key_file: Path, shared: SecretStr | None = None) -> None:
-        """``shared`` is the Redis in which all workers count together.
+    def __init__(
+        self,
+        bounds: Bounds,
+        key_file: Path,
+        shared: SecretStr | None = None,
+        told: Callable[[int], None] = lambda _inside: None,
+    ) -> None:
+        """``shared`` is the Redis in which all workers count together, ``told`` hears how many requests are inside.
 
         Raises ConfigError if keys are wanted and ``key_file`` holds none.
         """
@@ -46,6 +52,7 @@ class Door:
         self._rests_until = 0.0
         self._rate = parse(bounds.rate)
         self._bounds = bounds
+        self._told = told
         self._inside = self._pending = 0  # requests that are being answered, and the bytes of their bodies
 
     async def admit(self, key: str, address: str) -> None:
@@ -117,10 +124,12 @@ class Door:
         if self._inside >= self._bounds.max_requests:
             raise _busy(f"{self._inside} requests are being answered")
         self._inside += 1
+        self._told(self._inside)
         try:
             yield
         finally:
             self._inside -= 1
+            self._told(self._inside)
 
     def _hold(self, size: int) -> None:
         if self._pending + size > self._bounds.max_pending_bytes:

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
+from pipelines.contracts import ID_PATTERN
 from pipelines.fields import (
     EVENT_TIME,
     FLOAT32_MAX,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 Check = Callable[[object], Problem | None]
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _HEAD = re.compile(rb'[ \t\n\r]*\{[ \t\n\r]*("(?:[^"\\]|\\.){0,200}")[ \t\n\r]*:[ \t\n\r]*')

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines import objects
 from pipelines.cases.surveying import survey
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_disk
@@ -264,7 +265,8 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
     Raises ConfigError without an API key, Unavailable without a Triton, and what keeps a case that is whole from being
     served; a broken one raises nothing.
     """
-    door = Door(bounds, settings.key_file, settings.limits_url)
+    objects.attach(settings)
+    door = Door(bounds, settings.key_file, settings.limits_url, metrics.inside.set)
     triton = Triton(
         settings.address("triton_grpc"),
         bounds.deadline_seconds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,7 +23,8 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines.channel import OPTIONS, credentials
 from pipelines.errors import Unavailable
 from pipelines.fields import Fields
-from serving.gateway.parts import Part
+from serving.gateway.joining import Call, Lane, Refusal
+from serving.gateway.parts import Part, together
 from serving.gateway.tracing import handed_on
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ IN_FLIGHT = 4
 
 Enough to keep it busy, few enough to let other requests through.
 """
+MOST_LANES = 64
+"""Versions and lengths of texts whose calls are kept apart; beyond, those that are idle are forgotten."""
 FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
@@ -46,6 +50,8 @@ _CHANNEL = [
     ("grpc.keepalive_time_ms", 20_000),
     *OPTIONS,
 ]
+_OF_ROWS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+"""What Triton says where the values of single rows may be the reason."""
 _TYPES = {"int64": "INT64", "float32": "FP32"}
 
 
@@ -67,6 +73,7 @@ class Triton:
         else:
             self._channel = grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
+        self._lanes: dict[tuple[str, int, Any], Lane] = {}
         # A client that goes away says nothing about Triton.
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError])
 
@@ -86,21 +93,32 @@ class Triton:
 
         They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason.
         """
-        case = fields.case
-        name = f"{case} version {version}"
+        if len(parts) == 1:  # its rows are in their order: one length has no other
+            return await self._lane(fields, version, parts[0]).ask(_call(parts[0], deadline))
+        return await self._gather(fields, version, parts, deadline)
+
+    def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
+        """The lane of calls that this part may share one with."""
+        form = tuple((name, tensor.shape[1:]) for name, tensor in part.tensors.items())
+        lane = self._lanes.get((fields.case, version, form))
+        if lane is None:
+            if len(self._lanes) >= MOST_LANES:  # versions of before, lengths of texts that are rare
+                self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
+            most = together(part)
+            lane = self._lanes[fields.case, version, form] = Lane(partial(self._send, fields, version), most)
+        return lane
+
+    async def _send(self, fields: Fields, version: int, call: Call) -> list[float]:
+        name = f"{fields.case} version {version}"
         try:
-            async with await self._breakers.get_breaker(f"{case}/{version}"):
-                if len(parts) == 1:  # its rows are in their order: one length has no other
-                    return await self._score(name, fields, _request(case, version, parts[0].tensors), deadline)
-                return await self._gather(name, fields, version, parts, deadline)
+            async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
+                return await self._score(name, fields, version, call)
         except OpenedState as error:
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
 
-    async def _gather(
-        self, name: str, fields: Fields, version: int, parts: Sequence[Part], deadline: float
-    ) -> list[float]:
+    async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -108,7 +126,7 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._score(name, fields, _request(fields.case, version, part.tensors), deadline)
+                values = await self._lane(fields, version, part).ask(_call(part, deadline))
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -120,12 +138,14 @@ class Triton:
                 task.cancel()
         return scores
 
-    async def _score(self, name: str, fields: Fields, request: Any, deadline: float) -> list[float]:
+    async def _score(self, name: str, fields: Fields, version: int, call: Call) -> list[float]:
         outputs, (low, high) = fields.outputs, fields.answers
+        request = _request(fields.case, version, call.tensors)
         try:
-            answer = await self._retried(request, deadline)
+            answer = await self._retried(request, call)
         except grpc.aio.AioRpcError as error:
-            raise Unavailable(self._explain(name, error)) from error
+            kind = Refusal if error.code() in _OF_ROWS else Unavailable
+            raise kind(self._explain(name, error)) from error
         values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
         # Written so that a NaN fails every comparison.
         if len(values) != request.inputs[0].shape[0] * outputs or not all(low <= value <= high for value in values):
@@ -134,19 +154,19 @@ class Triton:
                 wanted = f"one number from {low:g} to {high:g}"
             if outputs > 1:
                 wanted = f"{outputs} probabilities"
-            raise Unavailable(f"{name} answered something that is not {wanted} per row: roll it back")
+            raise Refusal(f"{name} answered something that is not {wanted} per row: roll it back")
         if outputs > 1 and not all(
             abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)
         ):
-            raise Unavailable(f"{name} answered probabilities that do not sum to 1: roll it back")
+            raise Refusal(f"{name} answered probabilities that do not sum to 1: roll it back")
         return values
 
-    def _call(self, request: Any, deadline: float) -> Any:
-        return self._infer(request, timeout=max(0.0, deadline - time.monotonic()), metadata=handed_on())
+    def _ask(self, request: Any, call: Call) -> Any:
+        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=call.metadata)
 
-    async def _retried(self, request: Any, deadline: float) -> Any:
+    async def _retried(self, request: Any, call: Call) -> Any:
         try:
-            return await self._call(request, deadline)
+            return await self._ask(request, call)
         except grpc.aio.AioRpcError as error:
             if not _connection_lost(error):
                 raise
@@ -155,14 +175,14 @@ class Triton:
         async for attempt in stamina.retry_context(
             on=_connection_lost,
             attempts=2,
-            timeout=max(0.0, deadline - time.monotonic()),
+            timeout=max(0.0, call.deadline - time.monotonic()),
             wait_initial=RETRY_WAIT_SECONDS,
             wait_jitter=RETRY_WAIT_SECONDS,
         ):
             with attempt:
                 if attempt.num == 1:
                     raise lost  # the call above
-                return await self._call(request, deadline)
+                return await self._ask(request, call)
         raise lost
 
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
@@ -184,6 +204,10 @@ class Triton:
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
             "load the model, or see Triton's log"
         )
+
+
+def _call(part: Part, deadline: float) -> Call:
+    return Call(part.tensors, deadline, handed_on())
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:

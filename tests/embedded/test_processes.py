@@ -10,6 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from embedded import processes
 from embedded.processes import ROOT, Started, alive, end, last_lines, launch, sweep, tagged
 from pipelines.places import TAG
 
@@ -124,6 +125,18 @@ def test_a_child_that_died_unmourned_is_mended(tag, tmp_path):
     time.sleep(1.5)
     assert (tmp_path / "mended").read_text() == "mended\n"
     assert alive(process)
+
+
+def test_a_service_of_an_installed_package_starts_outside_of_its_packages(tag, tmp_path, monkeypatch):
+    """Where the package is installed a service does not stand among the packages, which a stub of Triton would take."""
+    for checkout, folder in ((True, ROOT), (False, tmp_path)):
+        monkeypatch.setattr(processes, "CHECKOUT", checkout)
+        process = launch("child", ["sh", "-c", "pwd; sleep 60"], {**os.environ, TAG: tag}, tmp_path / "child.log")
+        deadline = time.monotonic() + 20
+        while not (told := last_lines(tmp_path / "child.log")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert told == str(folder)
+        assert end([process], tag) == 0
 
 
 def gone(tag):

@@ -228,3 +228,35 @@ def test_a_case_of_another_repository_as_an_entry_point(installed, shell, tmp_pa
     assert json.loads(shell("try", CASE))["decision"] == "promote"
     loop(shell)
     hold(began, load)
+
+
+def test_a_case_that_has_nothing_but_its_log(installed, shell):
+    """Rows of who answers today come in by one command, and by nothing else: then the loop is the same.
+
+    The drift run after the first champion sees the imported rows beside the gateway's own, and the next training learns
+    from both.
+    """
+    folder = shell.folder
+    write_csv(folder / "customers.csv")
+    of = ("--from", "customers.csv", "--label", "churned", "--time", "signed_at", "--id", "customer")
+    shell("init", CASE, *of)
+    params = folder / "cases" / CASE / "params.yaml"
+    own = params.read_text()
+    declared, _, _ = own.partition("\nsource:")
+    assert declared != own
+    params.write_text(f"{declared}\nsource: {{kind: log}}\n")
+    answer = json.loads(shell("import", CASE, *of))
+    assert answer["rows"]["added"] == answer["rows"]["delivered"] == ROWS
+    assert json.loads(shell("import", CASE, *of))["rows"]["added"] == 0
+    loop(shell)
+    made = (folder / "runs" / "local" / "artefacts" / CASE).glob("*/ingest/manifest.json")
+    assert {json.loads(path.read_text())["facts"]["origin"] for path in made} == {"log"}
+
+
+def test_the_demo_is_replayed(shell):
+    """`perennial demo` replays generated loans through all services, clean, and leaves none running."""
+    said = shell("demo", "--case", "loans", "--fast", "--ticks", "3")
+    assert "perennial up --home" in said.replace("\n", " ")
+    summary = json.loads((shell.folder / "runs" / "demo" / "summary.json").read_text())
+    assert summary["rows_sent"] == summary["rows_acknowledged"] == summary["rows_logged"] > 0
+    assert (summary["errors"], summary["processes_left"]) == (0, 0)

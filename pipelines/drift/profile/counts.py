@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import feature_names
+from pipelines import feature_names, objects
 from pipelines.drift.profile.bits import BINS, Ints, Missing, count, histogram
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.spec import UNIT, Spec, count_words, entropy
@@ -381,6 +381,7 @@ def read(path: Path) -> Profile:
 
     Raises IntegrityError if the file is missing, is none, or is named by a hash and holds something else.
     """
+    objects.need(path)
     try:
         data = path.read_bytes()
         if _HASHED.fullmatch(path.name) and hashlib.sha256(data).hexdigest()[:16] != path.stem:
@@ -441,5 +442,6 @@ def write(profile: Profile, folder: Path) -> Path:
     data = to_bytes(profile)
     path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     if not path.exists() or path.read_bytes() != data:  # a damaged one is mended by running again
+        objects.put(path, data)
         write_atomic(path, data)
     return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import storage
+from pipelines import objects, storage
 from pipelines.contracts import Window
 from pipelines.drift.profile.counts import Profile, merge, profile_frame, read, scored, write
 from pipelines.drift.profile.kernel import profile_parquet, profile_where
@@ -83,11 +83,13 @@ def read_days(run_dir: Path, root: Path, within: Window, spec: str) -> dict[date
     relative to ``root``.
     """
     paths: dict[date, Path] = {}
+    objects.refresh_all(run_dir.parent, "profile")
     for manifest in sorted(run_dir.parent.glob(f"*/profile/{storage.MANIFEST}")):
         if f"{within.start:%Y%m%dT%H%M%SZ}" <= manifest.parents[1].name <= run_dir.name:
             facts = storage.read_manifest(manifest.parent, verify=False).facts
             if facts["spec"] == spec:
                 paths |= {date.fromisoformat(day["date"]): root / day["path"] for day in facts["days"]}
+    objects.need(*paths.values())
     first = within.start.date()
     last = within.end.date()
     return {day: read(path) for day, path in sorted(paths.items()) if first <= day < last and path.exists()}

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipelines import case_files, feature_names
+from pipelines import case_files, feature_names, objects
 from pipelines.drift.profile.projections import project
 from pipelines.drift.profile.vocabulary import freeze_words, split
 from pipelines.encoding import unfolded
@@ -172,6 +172,7 @@ def load_spec(fields: Fields, path: Path | None = None) -> Spec:
     Raises ConfigError if there is none, or if it does not cover the declared numbers.
     """
     path = path or case_files.folder_of(fields.case) / "profile.json"
+    objects.latest(path)
     found = _read(path)
     words = {name: tuple(map(str, value["vocabulary"])) for name, value in found.items() if is_vocabulary(name)}
     scales = {
@@ -210,11 +211,14 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
     """
     path = settings.profile_file(fields.case)
     if path.is_relative_to(settings.lake):
+        objects.latest(path)
         if not path.exists():
             # Of two first runs that meet here, both go by what the first one wrote.
-            write_once(path, _sealed(fields, rows().lazy(), {}))
+            write_once(path, objects.put_once(path, _sealed(fields, rows().lazy(), {})))
         elif _wanted(fields) - (known := _read(path)).keys():
-            write_atomic(path, _sealed(fields, rows().lazy(), known))
+            more = _sealed(fields, rows().lazy(), known)
+            objects.replace(path, more)
+            write_atomic(path, more)
     return load_spec(fields, path)
 
 

@@ -48,7 +48,7 @@ def test_a_first_training_takes_what_was_logged_once_it_is_enough(home, logged):
     serve(home, logged, logged.head(249), "a")
     with pytest.raises(TooFewRows, match=r"360 rows were logged.* 249 of them have a label that has arrived") as caught:
         run(home)
-    assert "put those of what answers today into the prediction log" in str(caught.value)
+    assert "import shop --from ...` takes in those of what answers today" in str(caught.value)
     serve(home, logged.head(0), logged[249:300], "b")
     found = run(home)
     assert found.facts["origin"] == "log"

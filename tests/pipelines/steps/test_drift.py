@@ -86,8 +86,12 @@ def serve(
     version: int = 1,
     change=None,
     delay: float = LOANS.label_delay_days,
+    imported: bool = False,
 ) -> None:
-    """Log a day's answers, and the labels of those rows a week later, as closed segments."""
+    """Log a day's answers, and the labels of those rows a week later, as closed segments.
+
+    ``imported``: every second row is of version 0, and nobody answered it.
+    """
     rows = stream.generated(day(number), "covariate", day(DRIFT_AT))
     scores = stream.scores(rows).tolist()
     if change:
@@ -108,6 +112,9 @@ def serve(
         | {"row": {name: value for name, value in row.items() if value is not None}}
         for id_, at, score, row in zip(rows["id"], moments, scores, rows.select(FIELDS.names).to_dicts(), strict=True)
     ]
+    if imported:
+        for answer in answers[::2]:
+            answer.update(version=0, score=None, prediction=None)
     known = [
         {"prediction_id": id_, "label": label, "revision": 0, "event_time": at, "received_at": at}
         for id_, at, label in zip(rows["id"], later, rows[FIELDS.label], strict=True)
@@ -168,6 +175,25 @@ def tree(settings: Settings) -> dict[str, str]:
     }
     rows = ledger.episodes(settings.ledger, "loans"), ledger.drift_state_before(settings.ledger, "loans", after(99))
     return files | {"ledger": storage.digest(rows)}
+
+
+def test_imported_rows_are_inputs_and_nobodys_answers(settings, stream):
+    """Rows that nobody answered count as rows of their day; what a model gave and lost is judged without them."""
+    release(settings, stream, midnight(day(0)))
+    for number in range(3):
+        serve(settings, stream, number, imported=True, delay=0.5)
+        judge(settings, after(number, hours=14))
+    last = report(settings, after(2, hours=14))
+    assert (last.state, last.quality.problems, last.model_version) == ("STABLE", (), 1)
+    assert last.current_rows == stream.generated(day(2), "none", None).height
+    assert last.quality.volume == pytest.approx(1, abs=0.2)
+    assert "score" in {feature.feature for feature in last.features}
+    assert not [feature.feature for feature in last.features if feature.drifted]
+    found = {one.version: one for one in last.performance.rolling if one.end == last.window.end}
+    assert found[0].rows == found[1].rows == last.current_rows // 2
+    assert found[0].labelled == found[1].labelled > 0
+    assert found[0].log_loss is None
+    assert found[1].log_loss is not None
 
 
 def test_drift_asks_for_training_once(replayed):

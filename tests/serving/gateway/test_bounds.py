@@ -24,6 +24,7 @@ from tests.serving.gateway.world import (
     PREDICT,
     Scores,
     client,
+    counted,
     fake_triton,
     make_home,
     release,
@@ -285,7 +286,7 @@ def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
     assert 333 < len(body) < 500
     with gateway(tmp_path, triton, **bounds) as (http, _, _), ThreadPoolExecutor(2) as pool:
         inside = [pool.submit(http.post, PREDICT, content=body) for _ in range(2)]
-        until(lambda: triton.come == 2)
+        until(lambda: triton.come == 1 and counted(http, "requests_inside") == 2)
         more = http.post(PREDICT, content=body)
         assert (more.status_code, more.headers["retry-after"]) == (503, "1")
         assert "try again" in more.json()["error"]

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from pipelines import segments
 from serving.gateway.identity import Index
 from tests.serving.gateway.world import PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows
 
@@ -175,6 +176,24 @@ def test_lines_beyond_the_index_are_found_at_the_start(tmp_path):
             assert http.post(PREDICT, json={"rows": named(1, "torn")}).status_code == 200
         assert logged(settings, "late") == ["late-0"]
         assert left.with_suffix("").read_text() == json.dumps(line) + "\n"
+
+
+def test_an_imported_row_is_answered_by_what_was_imported_or_else_anew(tmp_path):
+    """An id of a row that was answered elsewhere gets that answer; of one that nobody answered, the champion's."""
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        with client(settings) as http:
+            http.post(PREDICT, json={"rows": named(1, "whole")})
+        [line] = lines(settings)
+        answered = line | {"prediction_id": "before-0", "version": 0, "score": 0.125, "prediction": 0}
+        nobody = answered | {"prediction_id": "nobody-0", "score": None, "prediction": None}
+        folder = settings.prediction_log / "loans" / "predictions"
+        text = "".join(json.dumps(one) + "\n" for one in (answered, nobody))
+        segments.put([(folder / "import-000001.jsonl", [text.encode()])])
+        with client(settings) as http:
+            assert http.post(PREDICT, json={"rows": named(1, "before")}).json()["rows"][0]["score"] == 0.125
+            assert http.post(PREDICT, json={"rows": named(1, "nobody")}).json()["rows"][0]["version"] == 1
 
 
 def test_an_index_ahead_of_the_log_is_made_anew(tmp_path):

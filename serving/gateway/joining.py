@@ -1,0 +1,151 @@
+"""Rows that wait while a call to Triton is under way go together in the next one (adaptive micro-batching).
+
+An idle model answers at once, so nothing is delayed; the busier it is, the more rows share a call, whose cost hardly
+hangs on their number. Crankshaw et al., "Clipper: A Low-Latency Online Prediction Serving System", NSDI 2017, section
+4.3, with the queue's own pace in place of a tuned batch size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipelines.errors import Unavailable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Tensors = Mapping[str, "NDArray[Any]"]
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Call(NamedTuple):
+    """One call: its tensors, the monotonic time by which it must be answered, and what it carries."""
+
+    tensors: Tensors
+    deadline: float
+    metadata: Metadata = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return len(next(iter(self.tensors.values())))
+
+
+class Refusal(Unavailable):
+    """Triton's word on what a call holds: of several rows one may be the reason, and the others have their answers."""
+
+
+Send = Callable[[Call], Awaitable[list[float]]]
+"""Scores of a call's rows, in their order. Raises Unavailable; Refusal where it may be due to single rows."""
+
+
+class _Waiting(NamedTuple):
+    call: Call
+    answer: asyncio.Future[list[float]]
+
+
+class Lane:
+    """The calls of one version whose tensors have the same form: one is under way, what comes meanwhile is the next.
+
+    A joined call has the deadline of the row that can wait longest, and each row its own. If the rows' values are what
+    a joined call fails of, every request is asked for again alone, so that it gets the answer that it gets alone.
+    """
+
+    def __init__(self, send: Send, most: int) -> None:
+        """``most`` rows go together at most."""
+        self._send = send
+        self._most = most
+        self._waiting: deque[_Waiting] = deque()
+        self._busy = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._busy
+
+    async def ask(self, call: Call) -> list[float]:
+        """The scores of a call's rows. Raises what ``send`` raises, Unavailable after the deadline."""
+        if self._busy:
+            return await self._wait(call)
+        self._busy = True
+        try:
+            return await self._send(call)
+        finally:
+            self._go_on()
+
+    async def _wait(self, call: Call) -> list[float]:
+        waiting = _Waiting(call, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        left = call.deadline - time.monotonic()
+        try:
+            return await asyncio.wait_for(waiting.answer, max(0.0, left))
+        except TimeoutError:
+            raise Unavailable("Triton did not answer in time: as many rows as it can score were before these") from None
+
+    def _go_on(self) -> None:
+        """Send what waits, in a task of its own: whoever asked first has an answer."""
+        if not self._waiting:
+            self._busy = False
+            return
+        self._task = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            while together := self._next():
+                await self._answer(together)
+        finally:
+            self._busy = False
+            for one in self._waiting:  # the loop was ended: nobody may wait for ever
+                one.answer.cancel()
+
+    def _next(self) -> list[_Waiting]:
+        """Those that go together; whoever has gone away is left out."""
+        found: list[_Waiting] = []
+        rows = 0
+        while self._waiting and (not found or rows + self._waiting[0].call.rows <= self._most):
+            one = self._waiting.popleft()
+            if not one.answer.done():
+                found.append(one)
+                rows += one.call.rows
+        return found
+
+    async def _answer(self, together: Sequence[_Waiting]) -> None:
+        try:
+            scores = await self._send(_joined([one.call for one in together]))
+        except Refusal as error:
+            if len(together) == 1:
+                _fail(together, error)
+                return
+            for one in together:
+                await self._answer([one])
+        except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
+            _fail(together, error)
+        else:
+            start = 0
+            each = len(scores) // sum(one.call.rows for one in together)
+            for one in together:
+                end = start + one.call.rows * each
+                if not one.answer.done():
+                    one.answer.set_result(scores[start:end])
+                start = end
+
+
+def _joined(calls: Sequence[Call]) -> Call:
+    if len(calls) == 1:
+        return calls[0]
+    tensors = {name: np.concatenate([call.tensors[name] for call in calls]) for name in calls[0].tensors}
+    metadata = next((call.metadata for call in calls if call.metadata), ())
+    return Call(tensors, max(call.deadline for call in calls), metadata)
+
+
+def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:
+    for one in waiting:
+        if not one.answer.done():
+            one.answer.set_exception(error)
