@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from perennial.airflow.failures import keeping_errors
 from perennial.airflow.hooks import connection_json
 from perennial.airflow.hooks import settings as settings_of_task
-from perennial.airflow.lineage import lineage
+from perennial.airflow.lineage import ToldToOpenLineage, lineage
 from perennial.airflow.links import Ended, Link, links
 from perennial.airflow.run import KILL_GRACE, failing_fast, resolve_as_of, resolve_trigger, small
 from pipelines.cases import load_case
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from airflow.sdk.types import DagRunProtocol
 
 
-class StepOperator(BaseOperator):
+Verb = Step | Action
+
+
+class StepOperator(ToldToOpenLineage, BaseOperator):
     """Runs a step or an action of the line (pipelines/line/order.py); its code is imported in the task only.
 
     ``step`` may be its name. A DAG of anybody's needs no parameter of the run: ``as_of``, ``trigger``, ``reason`` are
@@ -43,18 +46,15 @@ class StepOperator(BaseOperator):
 
     ui_color = "#e8f3ec"
 
-    def __init__(
-        self, *, step: Step | Action | str, case: str, part: str = "", day: str = "", **arguments: Any
-    ) -> None:
-        step = named(step)
-        super().__init__(**({} if part else lineage(step, case)), **arguments)
-        self.step = step
+    def __init__(self, *, step: Verb | str, case: str, part: str = "", day: str = "", **arguments: Any) -> None:
+        super().__init__(**({} if part else lineage(named(step), case)), **arguments)
+        self.step = named(step)
         self.case = case
         self.part = part
         self.day = day
         self.links: dict[str, str] = {}
         self.ended: Ended | None = None
-        self.operator_extra_links = tuple(Link(name) for name in step.buttons)
+        self.operator_extra_links = tuple(Link(name) for name in self.step.buttons)
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
@@ -95,26 +95,12 @@ class StepOperator(BaseOperator):
             return listed
         return small(home.part(run, self.day).facts)
 
-    def get_openlineage_facets_on_start(self) -> Any:
-        """What Airflow's provider for OpenLineage, where there is one, tells of a task that begins."""
-        from perennial.airflow import facets
-
-        return facets.begun(self.step, self.case)
-
-    def get_openlineage_facets_on_complete(self, _task_instance: Any) -> Any:
-        """The same of a task that has ended, failed or not."""
-        from perennial.airflow import facets
-
-        if self.ended is None:
-            return facets.begun(self.step, self.case)
-        return facets.over(self.step, self.ended)
-
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
         end_all(descendants(), grace=KILL_GRACE)
 
 
-def task_of(step: Step | Action, case: str, *, in_parts: bool) -> StepOperator:
+def task_of(step: Verb, case: str, *, in_parts: bool) -> StepOperator:
     """The task of a step, ``in_parts`` behind a task for each part of its work; it runs where there is none, too."""
     if not in_parts:
         return StepOperator(task_id=step.name, step=step, case=case)
@@ -125,7 +111,7 @@ def task_of(step: Step | Action, case: str, *, in_parts: bool) -> StepOperator:
     return whole
 
 
-def named(step: Step | Action | str) -> Step | Action:
+def named(step: Verb | str) -> Verb:
     """A step by its name; ValueError lists the names that there are."""
     if not isinstance(step, str):
         return step
@@ -134,7 +120,7 @@ def named(step: Step | Action | str) -> Step | Action:
     return BY_NAME[step]
 
 
-def _settings(step: Step | Action, case: str) -> Settings:
+def _settings(step: Verb, case: str) -> Settings:
     """The settings of this task.
 
     A task of a case that is retired is skipped: somebody has triggered its DAG, or nobody could pause it. What puts the
