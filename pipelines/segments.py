@@ -32,6 +32,8 @@ Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
 Kind = Literal["predictions", "labels"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
+RECORDS = "segments"
+"""The folder, beside a kind's compacted files, that says which segments they were made of."""
 Segments = Mapping[str, Sequence[Name]]
 """Segments of each kind by their names."""
 Stamp = tuple[int, int] | None

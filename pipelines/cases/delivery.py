@@ -104,8 +104,8 @@ def _pieces(
 @contextmanager
 def _scratch(settings: Settings, case: str) -> Iterator[Path]:
     """A folder for rows that are not held in memory; what a process that died left there is removed."""
-    make_folder(settings.lake / case)
-    with work_folder(settings.lake / case / "scratch") as folder:
+    make_folder(settings.lake_dir / case)
+    with work_folder(settings.lake_dir / case / "scratch") as folder:
         yield folder
 
 

@@ -94,7 +94,7 @@ def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[
         part = rows
         if AS_DELIVERED in rows.columns and rows[AS_DELIVERED].null_count() == rows.height:
             part = rows.drop(AS_DELIVERED)
-        sha256, path = _place(settings.lake / case / "rows" / f"date={day}", part)
+        sha256, path = _place(settings.lake_dir / case / "rows" / f"date={day}", part)
         if not path.exists():
             buffer = io.BytesIO()
             part.write_parquet(buffer, compression="zstd", compression_level=ZSTD)
@@ -164,7 +164,7 @@ def repeated_ids(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl
 
 def set_aside(settings: Settings, case: str, name: str, rows: pl.DataFrame | pl.LazyFrame) -> Path:
     """Keep rows that stopped a run, as ``lake/<case>/quarantine/rows/<name>.parquet``; returns the path."""
-    path = settings.lake / case / "quarantine" / "rows" / f"{name}.parquet"
+    path = settings.lake_dir / case / "quarantine" / "rows" / f"{name}.parquet"
     buffer = io.BytesIO()
     rows.lazy().sink_parquet(buffer)
     objects.put(path, buffer.getvalue())

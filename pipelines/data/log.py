@@ -157,7 +157,7 @@ def near(settings: Settings, case: str, window: Window) -> list[Path]:
 
 def fingerprint(settings: Settings, case: str, window: Window) -> str:
     """A hash that changes whenever a compacted file is added that :func:`read_predictions` of ``window`` reads."""
-    folder = settings.lake / case / "predictions"
+    folder = settings.lake_dir / case / "predictions"
     return digest([str(file.relative_to(folder)) for file in near(settings, case, window)])
 
 
@@ -370,6 +370,6 @@ def _read(
         ]
     except (OSError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(
-            f"a partition in {settings.lake / case / kind} cannot be read ({error}): {MEND}"
+            f"a partition in {settings.lake_dir / case / kind} cannot be read ({error}): {MEND}"
         ) from error
     return pl.concat([empty, *batches], how="diagonal_relaxed")

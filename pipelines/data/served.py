@@ -111,8 +111,8 @@ def _by_days(settings: Settings, fields: Fields, window: Window, as_of: datetime
 
         return log.lines(settings, case, "predictions", files, each)
 
-    make_folder(settings.lake / case)
-    with work_folder(settings.lake / case / "scratch") as folder:
+    make_folder(settings.lake_dir / case)
+    with work_folder(settings.lake_dir / case / "scratch") as folder:
         ids = chain(
             [held.select(id_and_day)],
             (once(some, inside, *id_and_day).select("id", "day") for some in _together(near)),

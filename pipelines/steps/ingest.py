@@ -22,7 +22,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import ledger, storage
+from pipelines import ledger, objects, storage
 from pipelines.cases import load_fields
 from pipelines.cases import part as part_of
 from pipelines.cases.code import code_sha256
@@ -255,7 +255,9 @@ def days(run: Run) -> list[str]:
     names = [stretches.name(stretch) for stretch in found]
     plan = {"stretches": names, "source": origin.about}
     make_folder(run.dir / PARTS)
-    write_atomic(run.dir / PARTS / PLAN, storage.canonical_json(plan).encode())
+    data = storage.canonical_json(plan).encode()
+    objects.replace(run.dir / PARTS / PLAN, data)
+    write_atomic(run.dir / PARTS / PLAN, data)
     return names
 
 
@@ -310,6 +312,7 @@ def _made_ahead(run: Run, origin: Origin) -> list[_Part]:
 
 def _made(run: Run, origin: Origin, name: str) -> _Part | None:
     folder = run.dir / PARTS / name
+    objects.refresh(folder)
     if not folder.exists():
         log.warning("%s: no task has taken in %s: the step reads it", run.case, name)
         return None
@@ -322,7 +325,9 @@ def _made(run: Run, origin: Origin, name: str) -> _Part | None:
     if made.key != _part_key(run, origin, name):
         log.warning("%s: the source has changed since %s was taken in: the step reads it again", run.case, name)
         return None
-    if not all((run.settings.root / partition["path"]).exists() for partition in facts["partitions"]):
+    paths = [run.settings.root / partition["path"] for partition in facts["partitions"]]
+    objects.need(*paths)
+    if not all(path.exists() for path in paths):
         log.warning("%s: a partition of %s is gone: the step reads it again", run.case, name)
         return None
     counts = {name: count for name, count in facts["counts"].items() if name not in {"rows", "refused"}}
@@ -336,6 +341,7 @@ def _made(run: Run, origin: Origin, name: str) -> _Part | None:
 
 
 def _plan(run: Run) -> dict[str, Any]:
+    objects.latest(run.dir / PARTS / PLAN)
     try:
         found: dict[str, Any] = json.loads((run.dir / PARTS / PLAN).read_text())
     except (OSError, ValueError):
@@ -345,6 +351,7 @@ def _plan(run: Run) -> dict[str, Any]:
 
 def _forget_parts(run: Run) -> None:
     """Parts count once: whoever reads rows again reads the source again, and finds what has come since."""
+    objects.forget_folder(run.dir / PARTS)
     shutil.rmtree(run.dir / PARTS, ignore_errors=True)
 
 

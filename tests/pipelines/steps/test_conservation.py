@@ -276,6 +276,6 @@ def test_lines_that_are_no_rows_or_labels_are_counted(tmp_path: Path):
     assert lines["labels"] == {"rows": len(LABELS) + 1, "torn": 0, "malformed": 4}
     assert checked.facts["reasons"] == {"granted: neither 0 nor 1": 1}
     assert checked.facts["rows"] + checked.facts["bad"] == checked.facts["delivered"] == len(PREDICTIONS)
-    quarantine = where.lake / "loans" / "quarantine" / "labels" / "a.jsonl"
+    quarantine = where.lake_dir / "loans" / "quarantine" / "labels" / "a.jsonl"
     kept = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert [line["line"] for line in kept] == [len(LABELS) + 1 + number for number in range(4)]

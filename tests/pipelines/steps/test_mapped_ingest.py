@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from pipelines import storage
+from pipelines import objects, storage
 from pipelines.cases import declared_files, declared_sql
 from pipelines.contracts import Manifest, Window
 from pipelines.data import stretches
@@ -83,6 +83,31 @@ def test_parts_that_are_merged_are_the_rows_of_one_reader(home, monkeypatch, day
     assert same(step(run), expected)
     assert asked == []
     assert not (run.dir / home_of.PARTS).exists()
+
+
+def test_parts_are_made_on_machines_that_share_a_store_and_no_disk(home, monkeypatch, tmp_path_factory):
+    """Stretches that two machines take in are merged on a third one without its reading the source; none is left."""
+    expected = step(a_run(home, "one"))
+    declare(home, mapped_days=4)
+    store = tmp_path_factory.mktemp("store")
+
+    def machine(name: str) -> Run:
+        settings = Settings(home=home / name, data_dir=home / "data", lake=f"file://{store}")
+        objects.attach(settings)
+        return Run(load_params("shop"), settings, AS_OF)
+
+    try:
+        names = home_of.days(machine("scheduler"))
+        for number, name in enumerate(names):
+            home_of.part(machine(f"worker-{number % 2}"), name)
+        asked = unread(monkeypatch)
+        last = machine("merger")
+        assert same(step(last), expected)
+        assert asked == []
+        assert not [path for path in store.rglob("*") if path.is_file() and home_of.PARTS in path.parts]
+        assert home_of.days(machine("scheduler")) == names
+    finally:
+        objects._attached.clear()
 
 
 def _not_made(run: Run, name: str) -> None:

@@ -117,7 +117,7 @@ def test_rows_of_the_log_by_days_are_the_rows_at_once(settings, monkeypatch, mos
         assert (made.key, made.facts) == (at_once.key, at_once.facts)
         assert own.equals(refused)
         assert (own_checked.key, own_checked.facts) == (checked.key, checked.facts)
-    assert not list(settings.lake.rglob("*scratch*"))
+    assert not list(settings.lake_dir.rglob("*scratch*"))
 
 
 def test_no_more_rows_are_held_than_those_of_some_days(settings, monkeypatch):
