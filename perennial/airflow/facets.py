@@ -7,6 +7,7 @@ next one uses is equal in both, which joins them to one graph.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from airflow.providers.openlineage.extractors import OperatorLineage  # noqa: TID253 - this module is its only home
@@ -23,6 +24,7 @@ from openlineage.client.facet_v2 import (
 
 from perennial.airflow.links import Ended
 from perennial.airflow.run import small
+from pipelines import objects
 from pipelines.contracts import Manifest
 from pipelines.line.order import DATASET, INGEST, REGISTER, ROLLOUT
 from pipelines.line.step import Action, Step
@@ -131,10 +133,18 @@ def _facets(ended: Ended, kind: str, version: str | None) -> dict[str, DatasetFa
 def _version(ended: Ended, kind: str) -> str | None:
     """The version of a dataset in this run: the hash of its manifest, or the model's number. None: it is not of it."""
     maker = {step.makes: step for step in (INGEST, DATASET, REGISTER, ROLLOUT)}[kind]
-    path = ended.settings.run_dir(ended.case, ended.as_of) / maker.name / MANIFEST
-    if not path.exists():
+    manifest = _manifest(ended.settings.run_dir(ended.case, ended.as_of) / maker.name)
+    if manifest is None:
         return None
-    manifest = Manifest.model_validate_json(path.read_bytes())
     if kind == "model":
         return str(manifest.facts["version"])
     return manifest.sha256 or manifest.key
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """What a step left, here or, where another machine made it, in the store behind the state folder."""
+    path = folder / MANIFEST
+    if path.exists():
+        return Manifest.model_validate_json(path.read_bytes())
+    newest = objects.commits(folder)[-1:]
+    return Manifest.model_validate_json(newest[0].manifest) if newest else None

@@ -16,12 +16,14 @@ from perennial.airflow import facets
 from perennial.airflow.lineage import to_openlineage
 from perennial.airflow.links import Ended
 from perennial.airflow.operators import StepOperator
+from pipelines import objects, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Manifest
 from pipelines.errors import DataError
 from pipelines.line import runner
 from pipelines.line.order import BY_NAME
 from pipelines.settings import Settings
+from tests import stores
 
 AS_OF = datetime(2009, 5, 1, tzinfo=UTC)
 FACTS = {
@@ -140,3 +142,16 @@ def test_a_rollback_makes_a_release(home):
     assert (made.name, made.facets["version"].datasetVersion) == ("release", "9")
     unchanged = Ended(Settings(home=home), "bank", AS_OF, None, {"changed": False, "release": {"seq": 9}})
     assert facets.over(BY_NAME["rollback"], unchanged).outputs == []
+
+
+def test_what_another_machine_made_has_its_version_too(tmp_path):
+    """Behind a store the data that this machine has not opened has the version that another machine gave it."""
+    with stores.s3():
+        one, other = (Settings(home=tmp_path / name, lake=f"s3://{stores.BUCKET}/facets") for name in ("one", "other"))
+        for settings in (one, other):
+            objects.attach(settings)
+        folder = one.run_dir("bank", AS_OF) / "ingest"
+        made = storage.commit(folder, case="bank", as_of=AS_OF, key="k", inputs={}, build=lambda _work: {"rows": 7})
+        [used] = facets.over(BY_NAME["dataset"], Ended(other, "bank", AS_OF, None, {})).inputs
+        assert used.facets["version"].datasetVersion == made.sha256
+    objects._attached.clear()
