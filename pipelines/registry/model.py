@@ -103,4 +103,4 @@ def _example(fields: Fields) -> Any:
     row = {field.name: allowed(field) for field in fields.fields}
     if EVENT_TIME in answering.columns(fields):
         row[EVENT_TIME] = "2024-05-01T12:00:00Z"
-    return pd.DataFrame([row])
+    return pd.DataFrame([row], dtype=object)

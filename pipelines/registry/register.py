@@ -296,7 +296,7 @@ def _model_id(version: ModelVersion) -> str | None:
 
 def _uploaded(client: MlflowClient, candidate: Candidate, logged: LoggedModel | None) -> LoggedModel:
     """The logged model with its files: what is ready has them all."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.entities import LoggedModelStatus
     from mlflow.models import Model
 
     assert logged is not None  # only a version goes without
@@ -309,8 +309,27 @@ def _uploaded(client: MlflowClient, candidate: Candidate, logged: LoggedModel | 
         model.write(folder / "model", candidate.bundle, candidate.fields, about)
         client.log_model_artifacts(logged.model_id, str(folder / "model"))
     storage.failpoint("register", "uploaded")
-    client.log_outputs(logged.source_run_id, [LoggedModelOutput(logged.model_id, 0)])
+    _link(client, logged.source_run_id, logged.model_id)
+    storage.failpoint("register", "linked")
     return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+def _link(client: MlflowClient, run: str, logged: str) -> None:
+    """Make a logged model an output of its run, once: MLflow refuses it twice, and two tries may be at it."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    def linked() -> bool:
+        outputs = client.get_run(run).outputs
+        return outputs is not None and logged in [made.model_id for made in outputs.model_outputs]
+
+    if linked():
+        return
+    try:
+        client.log_outputs(run, [LoggedModelOutput(logged, 0)])
+    except MlflowException:
+        if not linked():
+            raise
 
 
 def _registered_model(client: MlflowClient, case: str) -> None:

@@ -24,8 +24,8 @@ from pipelines.reports import training as figures
 
 FILES = (("gate", "verdict.json"), *((step, name) for step, names in REGISTER.files.items() for name in names))
 """What the run keeps beside the model, by step; a training without a loop has no metrics by step."""
-FAILPOINTS = ("run", "model", "uploaded", "version")
-"""Beyond those of a commit: after MLflow's run, its logged model, that one's files and the model version were made."""
+FAILPOINTS = ("run", "model", "uploaded", "linked", "version")
+"""Beyond those of a commit: after MLflow's run, its logged model, that one's files and place, the version were made."""
 
 
 def work(run: Run, read: Read) -> Work:

@@ -86,7 +86,7 @@ _REFUSALS = {
 }
 _LOOK = {
     "/healthz": "Does the process run?",
-    "/readyz": "Does every champion answer?",
+    "/readyz": "Do champions answer?",
     "/metrics": "Figures for Prometheus",
 }
 

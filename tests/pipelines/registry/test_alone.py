@@ -113,7 +113,7 @@ def test_it_is_loaded_by_its_alias(champion, mlflow_url, tmp_path):
 
 
 def test_it_is_served(champion, mlflow_url, tmp_path):
-    """`mlflow models serve` answers the same rows in the same way, as records and split."""
+    """`mlflow models serve` answers the same rows in the same way, in each of the forms that it takes rows in."""
     case, bundle, programs = champion
     frame, port = _frame(load_fields(case)), free_port()
     command = [programs / "mlflow", "models", "serve", "-m", f"models:/{case}@champion", "--env-manager", "local"]
@@ -131,8 +131,9 @@ def test_it_is_served(champion, mlflow_url, tmp_path):
         with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60, trust_env=False) as http:
             until(lambda: _answers(http, server, tmp_path / "log"), seconds=120)
             expected = answering.load(bundle).predict(frame).to_dict("records")
+            records = frame.to_dict("records")
             split = {"columns": list(frame.columns), "data": frame.to_numpy().tolist()}
-            for body in ({"dataframe_records": frame.to_dict("records")}, {"dataframe_split": split}):
+            for body in ({"dataframe_records": records}, {"dataframe_split": split}, {"inputs": records}):
                 answer = http.post("/invocations", json=body)
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["predictions"] == expected

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines import ledger, runtime, storage
@@ -20,8 +20,9 @@ from pipelines.settings import Settings
 from pipelines.steps import register as register_step
 from tests.pipelines.alerts.found import report
 from tests.pipelines.candidates import CASE, candidate, month, rows
-from tests.pipelines.conftest import free_port
+from tests.pipelines.conftest import free_port, fresh_processes
 from tests.pipelines.verbs import register
+from tests.serving.gateway.world import until
 
 pytestmark = pytest.mark.slow
 
@@ -260,7 +261,7 @@ def test_killed_and_run_again(settings, client, point):
     There is one finished run, one model with its files, and one version.
     """
     run_dir = candidate(settings, month(2), bias=0.2 + len(point) / 100)
-    process = multiprocessing.get_context("fork").Process(target=_dying, args=(settings, run_dir, month(2), point))
+    process = fresh_processes().Process(target=_dying, args=(settings, run_dir, month(2), point))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -287,7 +288,7 @@ def test_what_was_to_be_uploaded_is_swept(settings, client, tmp_path):
     """A register step that is killed during its upload leaves no copy of the model once it was run again."""
     run_dir = candidate(settings, month(24), bias=0.37)
     arguments = (settings, run_dir, month(24), tmp_path)
-    process = multiprocessing.get_context("fork").Process(target=_dying_in_upload, args=arguments)
+    process = fresh_processes().Process(target=_dying_in_upload, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -311,9 +312,9 @@ def _sleepy(settings, run_dir, as_of):
 def test_zombie_leaves_no_second_run(settings, client):
     """A try that was stopped before it made its run, and wakes after another committed, deletes what it made."""
     run_dir = candidate(settings, month(3), bias=0.3)
-    process = multiprocessing.get_context("fork").Process(target=_sleepy, args=(settings, run_dir, month(3)))
+    process = fresh_processes().Process(target=_sleepy, args=(settings, run_dir, month(3)))
     process.start()
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, 60)
     manifest = _register(settings, run_dir, month(3))
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)

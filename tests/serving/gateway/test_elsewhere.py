@@ -38,7 +38,7 @@ from tests.pipelines.registry.packed import recorded
 from tests.serving.gateway.protocol import inputs
 from tests.serving.gateway.world import KEY, client, counted, make_home, release, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 DAYS = {"bank": 30, "flights": 10, "flights_late": 10, "loans": 3, "triage": 200, "triage_fields": 200}
 """Every case, and from how many of its days rows are taken."""
 ROWS = 1_000
@@ -92,7 +92,10 @@ def _by_protocol(caller, module, case, sent, **options):
     return list(zip(named, score.tolist(), strict=True)) if score is not None else [(value,) for value in named]
 
 
-@pytest.mark.parametrize("case", DAYS)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.long] if load_fields(case).text is not None else []) for case in DAYS],
+)
 def test_gateway_and_mlflow_answer_alike(case, triton_server, mlflow_url, tmp_path):
     """Prediction and score of all rows, to the bit: /v1, the protocol over REST and gRPC, and MLflow's copy."""
     import mlflow
