@@ -146,7 +146,7 @@ COMPOSE = docker compose --file docker-compose.yaml $(if $(filter gpu,$(PROFILE_
 EXECUTOR = $(if $(filter celery gpu,$(PROFILE_LIST)),CeleryExecutor,LocalExecutor)
 
 MOUNTED = compose/alertmanager compose/cases compose/grafana compose/mlflow compose/postgres compose/prometheus compose/triton pipelines/alerts \
-	$(if $(DEV),dags plugins pipelines serving embedded)
+	$(if $(DEV),dags plugins perennial pipelines serving embedded)
 
 secrets: ## every password and key of the full stack as a file in compose/secrets, made once
 	@command -v python3 >/dev/null || { echo "make secrets: there is no python3"; exit 1; }

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["FINISHED", "Airflow", "client", "components", "environment", "healthy", "migrate"]
 
 
+LINEAGE = ("OPENLINEAGE_URL", "OPENLINEAGE_API_KEY")
+LINEAGE_SECONDS = 0.3
+"""What an event waits for OpenLineage's backend, to connect and to answer.
+
+One whose answer is late has arrived all the same; one that is lost is seen in the task's log, and nowhere else.
+"""
+
+
 def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of every Airflow process of the state folder ``home`` (``extra`` wins over all).
 
@@ -39,7 +47,8 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
     root = home / "airflow"
     url = f"http://127.0.0.1:{ports.airflow}"
     kept = _secrets(root / "secrets.json")
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW") and k != "PYTHONDONTWRITEBYTECODE"}
+    dropped = ("PYTHONDONTWRITEBYTECODE", *LINEAGE)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW") and k not in dropped}
     bin_folder = str(Path(sys.executable).parent)
     loopback = "127.0.0.1,localhost"
     return inherited | {
@@ -78,7 +87,26 @@ def environment(home: Path, ports: Ports, extra: Mapping[str, str] | None = None
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        **_transport(),
         **(extra or {}),
+    }
+
+
+def _transport() -> dict[str, str]:
+    """Where OpenLineage's events go, if ``OPENLINEAGE_URL`` says it.
+
+    By its own defaults a sink that is dead costs every task many seconds: there are two events a task, and each is
+    tried six times. Here an event is sent once, from a thread (to fork a task takes longer than the event), and waited
+    for :data:`LINEAGE_SECONDS`.
+    """
+    url, key = (os.environ.get(name, "") for name in LINEAGE)
+    if not url:
+        return {}
+    login = {"auth": {"type": "api_key", "apiKey": key}} if key else {}
+    transport = {"type": "http", "url": url, "timeout": LINEAGE_SECONDS, "retry": {"total": 0}, **login}
+    return {
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
+        "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD": "True",
     }
 
 

@@ -195,9 +195,14 @@ class Settings(BaseSettings):
         return self.home.expanduser().resolve()
 
     @property
+    def ledger_file(self) -> Path:
+        """Where the ledger lies that no URL names."""
+        return self.root / "ledger.db"
+
+    @property
     def ledger(self) -> str:
         """SQLAlchemy URL of the ledger."""
-        return self.ledger_url or f"sqlite:///{self.root / 'ledger.db'}"
+        return self.ledger_url or f"sqlite:///{self.ledger_file}"
 
     def address(self, name: str) -> str:
         """Where a service is, by the setting's name.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from embedded import stack
@@ -31,11 +32,15 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass
 class Running:
-    """A stack, the folder of marks by which its tasks are killed, and the messages that it sent to people."""
+    """A stack, the folder of marks by which its tasks are killed, the messages that it sent to people.
+
+    And the events that OpenLineage's sink got.
+    """
 
     stack: stack.Stack
     faults: Path
     messages: list[Any]
+    events: list[Any]
 
 
 @contextmanager
@@ -45,7 +50,12 @@ def running(tmp_path_factory) -> Iterator[Running]:
     for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
         shutil.copy(path, dags)
     try:
-        with receiver(200) as (webhook, messages):
+        with (
+            receiver(200) as (webhook, messages),
+            receiver(200) as (sink, events),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setenv("OPENLINEAGE_URL", sink)
             extra = {
                 "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
                 "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(len(ENDS)),
@@ -55,7 +65,7 @@ def running(tmp_path_factory) -> Iterator[Running]:
                 "PERENNIAL_ALERT_WEBHOOK": webhook,
                 "PERENNIAL_FAILPOINT": f"@{faults}",
             }
-            yield Running(stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra), faults, messages)
+            yield Running(stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra), faults, messages, events)
     finally:
         assert stack.stop(home) == 0
         if PROFILE == "full":

@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 WAY_IN = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## The way in\n")[2].partition("\n## ")[0]
-ROOMS = ("benchmarks/", "compose/", "dags/", "docs/", "embedded/", "pipelines/", "plugins/", "serving/", "tests/")
+ROOMS = (
+    "benchmarks/",
+    "compose/",
+    "dags/",
+    "docs/",
+    "embedded/",
+    "perennial/airflow/",
+    "pipelines/",
+    "plugins/",
+    "serving/",
+    "tests/",
+)
 MADE = ("compose/secrets",)
 """What pages name and a checkout does not hold: `make secrets` makes it."""
 
@@ -162,7 +173,7 @@ def test_the_index_has_every_decision_once():
 def test_the_way_in_takes_twenty_minutes():
     """The way in names the operator, the commit and one full step, and asks for at most 1,000 lines of code."""
     reading = dict(_reading())
-    operator = "plugins/perennial_operators.py:StepOperator"
+    operator = "perennial/airflow/operators.py:StepOperator"
     commit = "pipelines/storage.py:commit"
     assert {operator, commit, "pipelines/steps/gate.py"} <= set(reading)
     assert sum(reading.values()) <= 1_000, reading

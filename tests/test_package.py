@@ -74,7 +74,7 @@ def test_airflow_finds_its_files_in_the_wheel(installed, tmp_path):
         "from embedded.ports import Ports; print(json.dumps(environment(Path('home'), Ports.free())))"
     )
     env = json.loads(called([installed / "python", "-c", code], tmp_path, PERENNIAL_CASES="mine"))
-    for name, file in (("DAGS", "perennial_training.py"), ("PLUGINS", "perennial_run.py")):
+    for name, file in (("DAGS", "perennial_training.py"), ("PLUGINS", "perennial_hosts.py")):
         folder = Path(env[f"AIRFLOW__CORE__{name}_FOLDER"])
         assert (folder / file).exists()
         assert folder.is_relative_to(installed.parent)

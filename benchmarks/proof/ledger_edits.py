@@ -85,6 +85,8 @@ def make(home: Path) -> Settings:
         )
         previous = as_of.isoformat()
         if episode:
+            run = f"drift__{episode}"
+            ledger.note_start(settings.ledger, CASE, f"{CASE}_training", run, f"{CASE}_drift/manual/retrain#1")
             ledger.open_episode(
                 settings.ledger,
                 case=CASE,

@@ -48,7 +48,7 @@ ENV PATH=/opt/perennial/venv/bin:/opt/perennial/bin:/usr/local/bin:/usr/bin:/bin
     AIRFLOW_HOME=/opt/airflow \
     PERENNIAL_HOME=/srv/perennial
 # A checkout's files may be closed to others (umask 077), and modes are copied.
-RUN chmod -R a+rX . && python -m compileall -q pipelines serving embedded plugins dags
+RUN chmod -R a+rX . && python -m compileall -q perennial pipelines serving embedded plugins dags
 USER 50000:0
 HEALTHCHECK --interval=30s --timeout=30s --start-period=90s --retries=4 \
     CMD ["bash", "-c", "exec airflow jobs check --hostname \"$HOSTNAME\""]

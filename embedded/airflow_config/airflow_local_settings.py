@@ -52,8 +52,8 @@ HEAVY = (
     "evidently.metrics",
 )
 
-DAGS = ("airflow.dag_processing.dagbag", "airflow.sdk.execution_time.task_runner")
-"""What Airflow imports in each fork that reads a DAG file; our plugins, which DAG files import, come with it."""
+DAGS = ("airflow.dag_processing.dagbag", "airflow.sdk.execution_time.task_runner", "perennial.airflow.cases")
+"""What Airflow, and what our DAG files import in each fork that reads one; the folder of plugins comes with it."""
 
 
 # The api-server writes its audit line inside its event loop. If the lock is held by another of its own

@@ -1,4 +1,4 @@
-"""The ledger of releases, verdicts, drift and alerts: append-only, hash-chained, decided by compare-and-swap.
+"""The ledger of releases, verdicts, drift, alerts and starts: append-only, hash-chained, decided by compare-and-swap.
 
 It is the serving truth. MLflow's aliases and Triton's loaded versions are projections of it. One SQL schema serves
 SQLite (embedded) and PostgreSQL (the full stack): database.py. Nothing is ever updated or deleted: whoever inserts
@@ -38,11 +38,13 @@ from pipelines.ledger.retirement_rows import (
     set_retired,
 )
 from pipelines.ledger.rows import LOOK, cases, check, metadata, stored
+from pipelines.ledger.start_rows import Start, note_start, started
 from pipelines.ledger.verdict_rows import record_verdict, verdict, verdicts
 
 __all__ = [
     "LOOK",
     "Retired",
+    "Start",
     "alert_runs",
     "alerts",
     "append",
@@ -59,6 +61,7 @@ __all__ = [
     "head",
     "metadata",
     "note_delivery",
+    "note_start",
     "open_episode",
     "previous_release",
     "read_release",
@@ -72,6 +75,7 @@ __all__ = [
     "set_retired",
     "silence",
     "silences",
+    "started",
     "stored",
     "undelivered",
     "verdict",

@@ -45,7 +45,7 @@ class Step:
     uses: str = ""
     """The asset of the case that it makes, and the one that it goes on from, for Airflow's graph."""
     buttons: tuple[str, ...] = ()
-    """Names of the links beside its task (plugins/perennial_links.py)."""
+    """Names of the links beside its task (perennial/airflow/links.py)."""
     event: str = ""
     """The name under which its task hands on what its facts ask for (:meth:`Facts.asks`)."""
 

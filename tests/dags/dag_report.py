@@ -26,7 +26,6 @@ HEAVY = [
 
 def main(cases_root: str | None) -> None:
     """Import each DAG file, noting heavy modules after each; then let Airflow parse the folder."""
-    sys.path.append(str(ROOT / "plugins"))
     import pipelines.case_files
     import pipelines.cases
 

@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[2]
 
 def main(case: str, as_of: str) -> None:
     """Let Airflow run the DAG in this process; tasks after ``ingest`` are passed over."""
-    sys.path.append(str(ROOT / "plugins"))
     spec = importlib.util.spec_from_file_location("perennial_training", ROOT / "dags" / "perennial_training.py")
     sys.modules["perennial_training"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,11 +11,11 @@ from datetime import timedelta
 from types import ModuleType
 
 from airflow.sdk import DAG
-from perennial_deadlines import deadline
-from perennial_failures import tell_failure
-from perennial_operators import StepOperator
-from perennial_torchrun import TAG, TorchrunOperator
 
+from perennial.airflow.deadlines import deadline
+from perennial.airflow.failures import tell_failure
+from perennial.airflow.operators import StepOperator
+from perennial.airflow.torchrun import TAG, TorchrunOperator
 from pipelines.errors import DataError, TooFewRows, Unavailable
 from pipelines.line.step import Action
 

@@ -217,7 +217,7 @@ def test_every_run_has_a_deadline(report):
         [[reference, seconds, callback, arguments]] = dag["deadlines"]
         assert (reference, callback, arguments) == (
             "DagRunQueuedAtDeadline",
-            "perennial_deadlines.late",
+            "perennial.airflow.deadlines.late",
             {"case": case},
         )
         limit = dag["limits"].get("train") or 0

@@ -25,7 +25,7 @@ from pipelines.provenance import wall_time
 from pipelines.storage import read_manifest
 from tests.embedded.test_airflow_metrics import samples
 from tests.pipelines.data import loglines
-from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE, ROOT
+from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,6 @@ FAULTS = ("drift:decided.1", "drift:opened.1", "drift:publish.1", "drift:publish
 
 And on the way to the commits.
 """
-PLUGINS = str(ROOT / "plugins")
 RANKS = 2
 """Of each training of tests/dags/probes.py."""
 PATIENCE = 20.0
@@ -56,7 +55,12 @@ def loop(live):
     airflow.wait_for_dags(f"{CASE}_{kind}" for kind in ("training", "drift", "rollback"))
     umask = os.umask(PRIVATE)
     yield SimpleNamespace(
-        settings=settings, airflow=airflow, params=load_params(CASE), faults=live.faults, messages=live.messages
+        settings=settings,
+        airflow=airflow,
+        params=load_params(CASE),
+        faults=live.faults,
+        messages=live.messages,
+        events=live.events,
     )
     os.umask(umask)
 
@@ -69,6 +73,21 @@ def _own_tick(airflow, dag):
     while not found:
         found = airflow.runs(dag)
     return airflow.wait(dag, found[0]["dag_run_id"])
+
+
+def _lineage(events, run_id):
+    """The datasets that the tasks of a run have used and made, as OpenLineage's sink was told when they were over."""
+    found = {}
+    for _, event in events:
+        told = event["run"]["facets"].get("perennial")
+        about = event["run"]["facets"].get("airflow", {}).get("dagRun", {})
+        if told and event["eventType"] == "COMPLETE" and about.get("run_id") == run_id:
+            found[told["step"]] = (told, event["inputs"], event["outputs"])
+    return found
+
+
+def _versions(datasets):
+    return {(one["namespace"], one["name"]): one["facets"].get("version", {}).get("datasetVersion") for one in datasets}
 
 
 def _states(airflow, dag, run_id):
@@ -95,6 +114,37 @@ def test_the_schedulers_own_ticks_go_green(loop):
         **dict.fromkeys(DRIFT, "success"),
         "retrain": "skipped",
     }
+
+
+def test_openlineage_has_one_graph_from_data_to_release(loop):
+    """The real provider sends every step of the training to a sink.
+
+    Each dataset that a step uses is what another one made, by name and version: a data set's manifest, a model's
+    number, a release's. The verdict stands beside it, and the drift run joins.
+    """
+    run = loop.airflow.runs(f"{CASE}_training")[0]
+    steps = [step for step in order.TRAINING if step.name != "reconcile"]
+    until = time.monotonic() + 30
+    while len(told := _lineage(loop.events, run["dag_run_id"])) < len(TRAINING):
+        assert time.monotonic() < until, sorted(told)
+        time.sleep(0.2)
+    made = {name: version for _, _, outputs in told.values() for name, version in _versions(outputs).items()}
+    used = {name: version for _, inputs, _ in told.values() for name, version in _versions(inputs).items()}
+    folder = loop.settings.run_dir(CASE, datetime.fromisoformat(run["data_interval_end"]))
+    manifests = {step.name: read_manifest(folder / step.name) for step in steps}
+    champion = ledger.head(loop.settings.ledger, CASE)
+    place = f"perennial://{CASE}"
+    assert made == {
+        (place, "data"): manifests["ingest"].sha256,
+        (place, "dataset"): manifests["dataset"].sha256,
+        (place, "model"): str(champion.champion),
+        (place, "release"): str(champion.seq),
+    }
+    assert used == {name: version for name, version in made.items() if name[1] != "release"}
+    assert {name: told[name][0]["key"] for name in manifests} == {name: one.key for name, one in manifests.items()}
+    assert told["gate"][0]["facts"]["decision"] == "promote"
+    drift = _lineage(loop.events, loop.airflow.runs(f"{CASE}_drift")[0]["dag_run_id"])
+    assert _versions(drift["profile"][1]).keys() == {(place, "release")}
 
 
 def test_foreign_names_and_pages_are_turned_away(loop):
@@ -172,14 +222,13 @@ def _buttons(airflow, dag, run_id, task):
     return {name: address for name, address in found.items() if address}
 
 
-def test_a_train_task_that_is_ended_leaves_no_rank(loop, monkeypatch):
+def test_a_train_task_that_is_ended_leaves_no_rank(loop):
     """Marked failed, cleared, out of time.
 
     Deaf ranks in sessions of their own are gone soon, the cleared task runs again alone. Meanwhile what ranks say
     stands in the log of the running task, and people are told once of a run that is late.
     """
-    monkeypatch.syspath_prepend(PLUGINS)
-    from perennial_torchrun import tagged
+    from perennial.airflow.torchrun import tagged
 
     airflow, dags = loop.airflow, {end: f"held_{end}" for end in ENDS}
     for dag in dags.values():

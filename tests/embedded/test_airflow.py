@@ -65,7 +65,7 @@ def test_everybody_is_admin_on_the_loopback_address_only(tmp_path):
 @pytest.mark.parametrize(
     ("part", "loaded", "looked_at"),
     [
-        ("dag-processor", ["perennial_operators"], list(case_names())),
+        ("dag-processor", ["perennial.airflow.operators"], list(case_names())),
         ("triggerer", [], []),
         ("api-server", [], []),
     ],
@@ -77,7 +77,7 @@ def test_what_is_preloaded_outside_of_the_scheduler(part, loaded, looked_at, tmp
     """
     code = (
         "import json, sys, airflow_local_settings; cases = sys.modules.get('pipelines.cases.surveying'); "
-        "names = ('torch', 'mlflow', 'polars', 'perennial_operators'); "
+        "names = ('torch', 'mlflow', 'polars', 'perennial.airflow.operators'); "
         "print(json.dumps([[name for name in names if name in sys.modules], "
         "sorted(case for case, _ in cases._seen) if cases else []]))"
     )

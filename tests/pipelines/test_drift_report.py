@@ -13,7 +13,7 @@ from pipelines.storage import canonical_json
 from tests.pipelines.alerts.found import WINDOW, report
 
 ROOT = Path(__file__).parents[2]
-LIVE = ("pipelines", "serving", "embedded", "plugins", "dags", "compose")
+LIVE = ("perennial", "pipelines", "serving", "embedded", "plugins", "dags", "compose")
 
 
 def test_a_report_of_an_older_release_is_read():

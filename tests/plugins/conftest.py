@@ -4,9 +4,7 @@ import atexit
 import logging
 import os
 import shutil
-import sys
 import tempfile
-from pathlib import Path
 
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="perennial-airflow-")
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
@@ -18,4 +16,3 @@ import airflow.sdk  # noqa: E402, F401 - its first import sets up logging
 
 logging.root.handlers[:] = _handlers
 logging.root.level = _level
-sys.path.append(str(Path(__file__).parents[2] / "plugins"))

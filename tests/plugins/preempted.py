@@ -24,8 +24,7 @@ os.environ |= {
 }
 sys.path.append(str(Path(__file__).parents[2] / "plugins"))
 
-from perennial_operators import StepOperator  # noqa: E402 - finds its settings in the environment
-
+from perennial.airflow.operators import StepOperator  # noqa: E402 - finds its settings in the environment
 from pipelines.line.facts import Facts  # noqa: E402
 from pipelines.line.order import TRAIN  # noqa: E402
 from pipelines.line.step import Work  # noqa: E402

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-import perennial_failures
-import perennial_run
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from fastapi.testclient import TestClient
-from perennial_operators import StepOperator
 
 import embedded.__main__ as make
 from embedded import airflow_metrics, probe, seed, traffic
 from embedded.demo import __main__ as demo
+from perennial.airflow import failures as perennial_failures
+from perennial.airflow import run as perennial_run
+from perennial.airflow.operators import StepOperator
 from pipelines import cli
 from pipelines.errors import ConfigError
 from pipelines.line.order import INGEST
@@ -122,7 +122,7 @@ def test_nobody_reads_settings_past_their_one_reader():
     """At run time no code makes Settings or Bounds itself: a mistake in the environment would name no variable."""
     own = [
         str(path.relative_to(ROOT))
-        for room in ("pipelines", "plugins", "dags", "embedded", "serving", "benchmarks")
+        for room in ("perennial", "pipelines", "plugins", "dags", "embedded", "serving", "benchmarks")
         for path in sorted((ROOT / room).rglob("*.py"))
         if any(f"{call}(" in path.read_text().replace(f"class {call}(", "") for call in (" Settings", " Bounds"))
     ]

@@ -1,12 +1,12 @@
-"""plugins/perennial_deadlines.py: a run that is late is told to people, by whoever can."""
+"""perennial/airflow/deadlines.py: a run that is late is told to people, by whoever can."""
 
 import asyncio
 from datetime import UTC, datetime
 
 import pytest
 import yaml
-from perennial_deadlines import late
 
+from perennial.airflow.deadlines import late
 from pipelines.alerts.sinks import Undelivered
 from pipelines.case_files import CASES_ROOT
 from tests.compose.stackfile import ROOT

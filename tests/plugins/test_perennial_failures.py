@@ -1,4 +1,4 @@
-"""plugins/perennial_failures.py.
+"""perennial/airflow/failures.py.
 
 A run that failed is told at once, with the task and its last error, by Airflow's own way to do so.
 """
@@ -16,10 +16,10 @@ from airflow.dag_processing import processor
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow.sdk.execution_time import task_runner
-from perennial_deadlines import late
-from perennial_failures import tell_failure
-from perennial_operators import StepOperator
 
+from perennial.airflow.deadlines import late
+from perennial.airflow.failures import tell_failure
+from perennial.airflow.operators import StepOperator
 from pipelines.errors import DataError, TooFewRows, Unavailable
 from pipelines.line import runner
 from pipelines.line.order import VALIDATE

@@ -1,10 +1,12 @@
-"""plugins/perennial_hooks.py: a task goes by Airflow's connections where there are any, else by its environment."""
+"""perennial/airflow/hooks.py: a task goes by Airflow's connections where there are any, else by its environment."""
+
+import json
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
-from perennial_hooks import connection_json, settings
-from perennial_operators import StepOperator
 
+from perennial.airflow.hooks import LedgerHook, TritonHook, connection_json, settings
+from perennial.airflow.operators import StepOperator
 from pipelines.cases.addresses import asking
 from pipelines.cases.declared_sql import resolve
 from pipelines.errors import ConfigError, Unavailable
@@ -42,6 +44,53 @@ def test_a_password_is_the_clients_key_of_triton(monkeypatch):
     """Who we are for Triton is its connection's password."""
     monkeypatch.setenv("AIRFLOW_CONN_TRITON_DEFAULT", '{"conn_type": "generic", "host": "triton", "password": "key"}')
     assert (settings().triton_grpc, settings().triton_client.get_secret_value()) == ("triton:8001", "key")
+
+
+def _typed(kind, **fields):
+    return json.dumps({"conn_type": kind, **fields})
+
+
+def test_a_connection_of_a_provider_s_type_says_what_one_of_an_old_type_says(monkeypatch):
+    """What the forms keep, empty boxes included, and what people made as generic, http or postgres: equal settings."""
+    pem = "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----\n"
+    forms = {
+        "triton": _typed("perennial_triton", host="triton", port=8100, extra=json.dumps({"private_key": pem})),
+        "mlflow": _typed("perennial_mlflow", host="mlflow", schema="https", login="ada", password="s/cret", extra="{}"),
+        "ledger": _typed(
+            "perennial_ledger",
+            host="db",
+            schema="ledger",
+            login="led",
+            password="p@ss",
+            extra=json.dumps({"sslmode": "require", "sslrootcert": None, "application_name": ""}),
+        ),
+    }
+    old = {
+        "triton": _typed("generic", host="triton", port=8100, password=pem),
+        "mlflow": "https://ada:s%2Fcret@mlflow",
+        "ledger": "postgres://led:p%40ss@db/ledger?sslmode=require",
+    }
+    found = []
+    for connections in (forms, old):
+        for name, connection in connections.items():
+            monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}_DEFAULT", connection)
+        found.append(settings())
+    assert found[0] == found[1]
+    assert found[0].ledger == "postgresql+psycopg://led:p%40ss@db:5432/ledger?sslmode=require"
+    assert found[0].triton_client.get_secret_value() == pem
+
+
+def test_a_hook_reads_a_connection_of_any_name_and_says_whether_its_service_answers(monkeypatch):
+    """Each hook takes a connection's id; Airflow's button tells what is wrong, and raises nothing."""
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", _typed("perennial_ledger", host="127.0.0.1", port=1, schema="l"))
+    assert LedgerHook("other").get_conn().ledger == "postgresql+psycopg://127.0.0.1:1/l"
+    worked, said = LedgerHook("other").test_connection()
+    assert not worked
+    assert "the ledger postgresql+psycopg://127.0.0.1:1/l does not answer" in said
+    assert TritonHook().test_connection() == (
+        False,
+        "Airflow has handed over no connection triton_default: make it, or take it out of PERENNIAL_CONNECTIONS",
+    )
 
 
 @pytest.mark.parametrize(

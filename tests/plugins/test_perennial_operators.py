@@ -10,9 +10,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DagRunTriggerException
-from perennial_links import BUTTONS, DASHBOARD
-from perennial_operators import Link, StepOperator, TriggerOnce
 
+from perennial.airflow.links import BUTTONS, DASHBOARD, Link
+from perennial.airflow.operators import StepOperator
+from perennial.airflow.trigger import TriggerOnce
 from pipelines import ledger
 from pipelines.contracts import Manifest, Order
 from pipelines.errors import DataError, TrainingDiverged, Unavailable

@@ -3,11 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
-import perennial_run
 import pytest
 from airflow.sdk.definitions.context import _AIRFLOW_PARSING_CONTEXT_DAG_ID
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from perennial.airflow import run as perennial_run
 from pipelines import case_files, cases
 from pipelines.cases import part, surveying
 from pipelines.errors import (

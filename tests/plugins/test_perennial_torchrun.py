@@ -1,4 +1,4 @@
-"""plugins/perennial_torchrun.py and pipelines/processes.py: nothing that a training has started outlives it."""
+"""perennial/airflow/torchrun.py and pipelines/processes.py: nothing that a training has started outlives it."""
 
 import os
 import subprocess
@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import perennial_torchrun
 import pytest
-from perennial_torchrun import TAG, TorchrunOperator, tagged
 
+from perennial.airflow import torchrun as perennial_torchrun
+from perennial.airflow.torchrun import TAG, TorchrunOperator, tagged
 from pipelines.processes import end_all
 
 SLEEP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]

@@ -27,7 +27,7 @@ def places(tmp_path):
     """Runs code on a copy of the tree, with a folder outside that its cases may be moved to."""
     tree, mine = tmp_path / "tree", tmp_path / "mine"
     mine.mkdir()
-    for folder in ("pipelines", "plugins", "dags"):
+    for folder in ("perennial", "pipelines", "plugins", "dags"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
 
     def run(code: str, *arguments: object, **more: str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -33,14 +33,16 @@ KILL_GRACE = 2.5
 """Seconds between TERM and KILL of what a task has started: Airflow kills the task itself after 5."""
 
 
-def readable_cases() -> tuple[list[Params], dict[str, str]]:
-    """The parameters of the cases that can work, and by case what is wrong with the others.
+def readable_cases(wanted: Collection[str] | None = None) -> tuple[list[Params], dict[str, str]]:
+    """The parameters of the cases that can work, and by case what is wrong with the others; of all, or those wanted.
 
     One broken case must not take the DAGs of the others with it: dags/perennial_cases.py reports it. A task needs
     its own DAG only, and no other case is looked at for it.
     """
     dag_id = get_parsing_context().dag_id
-    names = None if dag_id is None else [name for name in case_names() if dag_id.startswith(f"{name}_")]
+    names = wanted
+    if dag_id is not None:
+        names = [name for name in (case_names() if wanted is None else wanted) if dag_id.startswith(f"{name}_")]
     good: list[Params] = []
     broken: dict[str, str] = {}
     for case in survey(names=names):

@@ -8,12 +8,13 @@ gateway and the exporters go by ``PERENNIAL_*`` alone.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from pipelines.errors import ConfigError, Unavailable
+from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -21,11 +22,40 @@ if TYPE_CHECKING:
 
 
 class ServiceHook(BaseHook):
-    """What an Airflow connection says about one service, in the words of Settings."""
+    """What an Airflow connection says about one service, in the words of Settings.
 
+    Its connection type has a form where this package is installed (provider.py). A connection of another type that
+    says the same is as good.
+    """
+
+    conn_name_attr = "conn_id"
     default_conn_name = ""
+    conn_type = ""
+    hook_name = ""
     setting = ""
     """The variable that the connection stands in for."""
+
+    def __init__(self, conn_id: str = "", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.conn_id = conn_id or self.default_conn_name
+
+    def get_conn(self) -> Settings:
+        """This process's settings with what the connection says.
+
+        ConfigError for a connection that is wrong, Unavailable if Airflow hands over none of this id.
+        """
+        return read_settings(**self.places(needed=True))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the service answers, and what to tell: the button of Airflow's form, where it is enabled."""
+        try:
+            return True, self.ask(self.get_conn())
+        except PerennialError as error:
+            return False, str(error)
+
+    @abstractmethod
+    def ask(self, settings: Settings) -> str:
+        """Ask the service something harmless; raises what is wrong with it."""
 
     @abstractmethod
     def read(self, connection: Connection, host: str) -> dict[str, Any]:
@@ -33,7 +63,7 @@ class ServiceHook(BaseHook):
 
     def places(self, *, needed: bool) -> dict[str, Any]:
         """What the connection says; without one nothing, or Unavailable if it is ``needed``."""
-        name = self.default_conn_name
+        name = self.conn_id
         try:
             connection = self.get_connection(name)
         except AirflowNotFoundException as error:
@@ -52,14 +82,20 @@ class ServiceHook(BaseHook):
     def wrong(self, what: str) -> ConfigError:
         """The error of a connection that cannot be used."""
         return ConfigError(
-            f"the Airflow connection {self.default_conn_name} {what}: mend it, or delete it to go by {self.setting}"
+            f"the Airflow connection {self.conn_id} {what}: mend it, or delete it to go by {self.setting}"
         )
 
 
 class TritonHook(ServiceHook):
-    """Triton: host and gRPC port; the password is who we are for it: PERENNIAL_TRITON_CLIENT's PEM text."""
+    """Triton: host and gRPC port, and who we are for it.
+
+    That is PERENNIAL_TRITON_CLIENT's PEM text: ``private_key`` of the extra field, which the form has a box for, or the
+    password.
+    """
 
     default_conn_name = "triton_default"
+    conn_type = "perennial_triton"
+    hook_name = "Triton (Perennial)"
     setting = "PERENNIAL_TRITON_GRPC"
 
     def read(self, connection: Connection, host: str) -> dict[str, Any]:
@@ -68,14 +104,22 @@ class TritonHook(ServiceHook):
             raise self.wrong(f"has the host {host!r}: only a name or an address can be used")
         return {
             "triton_grpc": f"{host}:{connection.port or 8001}",
-            "triton_client": connection.password or None,
+            "triton_client": connection.extra_dejson.get("private_key") or connection.password or None,
         }
+
+    def ask(self, settings: Settings) -> str:
+        """Its version."""
+        from pipelines.deploy import triton
+
+        return f"Triton {triton.version(settings)} answers"
 
 
 class MlflowHook(ServiceHook):
     """MLflow: host (or its whole URL), port and login; the schema or the type ``https`` asks for TLS."""
 
     default_conn_name = "mlflow_default"
+    conn_type = "perennial_mlflow"
+    hook_name = "MLflow (Perennial)"
     setting = "PERENNIAL_MLFLOW_URL"
 
     def read(self, connection: Connection, host: str) -> dict[str, Any]:
@@ -98,22 +142,33 @@ class MlflowHook(ServiceHook):
             "mlflow_password": connection.password or None,
         }
 
+    def ask(self, settings: Settings) -> str:
+        """Its experiments, which need the login."""
+        from pipelines.registry.client import connect
+
+        with connect(settings) as client:
+            client.search_experiments(max_results=1)
+        return "MLflow answers, and takes the login"
+
 
 class LedgerHook(ServiceHook):
     """The ledger: a PostgreSQL database (the schema), its login, and libpq's options in the extra field."""
 
     default_conn_name = "ledger_default"
+    conn_type = "perennial_ledger"
+    hook_name = "Ledger (Perennial, PostgreSQL)"
     setting = "PERENNIAL_LEDGER_URL"
 
     def read(self, connection: Connection, host: str) -> dict[str, Any]:
         """The URL, with its login."""
         from sqlalchemy import URL
 
-        if connection.conn_type not in {"postgres", "postgresql", "generic"}:
+        if connection.conn_type not in {self.conn_type, "postgres", "postgresql", "generic"}:
             raise self.wrong(f"has the type {connection.conn_type!r}: only postgres can be used")
         if not connection.schema:
             raise self.wrong("names no database (its schema)")
-        options = {name: str(value) for name, value in connection.extra_dejson.items()}
+        # A form keeps what nobody has filled in as null or as an empty text.
+        options = {name: str(value) for name, value in connection.extra_dejson.items() if value not in (None, "")}
         url = URL.create(
             "postgresql+psycopg",
             connection.login,
@@ -124,6 +179,13 @@ class LedgerHook(ServiceHook):
             options,
         )
         return {"ledger_url": url.render_as_string(hide_password=False)}
+
+    def ask(self, settings: Settings) -> str:
+        """Its tables, which are made where there are none."""
+        from pipelines import ledger
+
+        ledger.check(settings.ledger)
+        return "the ledger answers, and has its tables"
 
 
 HOOKS = {hook.default_conn_name: hook for hook in (TritonHook, MlflowHook, LedgerHook)}
@@ -137,10 +199,11 @@ def connection_json(name: str) -> str | None:
         return None
 
 
-def settings() -> Settings:
+def settings(names: Collection[str] = tuple(HOOKS)) -> Settings:
     """The settings of this task: the environment's, and where ``PERENNIAL_CONNECTIONS`` lets it the connections'.
 
-    Each connection is one question to Airflow's API. ConfigError for a connection that is wrong or that nobody knows.
+    Each connection is one question to Airflow's API; others than those of ``names`` are not asked for. ConfigError for
+    a connection that is wrong or that nobody knows.
     """
     own = read_settings()
     asked = {"auto": tuple(HOOKS), "none": ()}.get(own.connections, own.connections.replace(",", " ").split())
@@ -151,7 +214,19 @@ def settings() -> Settings:
         )
     found: dict[str, Any] = {}
     for name in asked:
-        found |= HOOKS[name]().places(needed=own.connections != "auto")
+        if name in names:
+            found |= HOOKS[name]().places(needed=own.connections != "auto")
     if found:
         return read_settings(**found)
     return own
+
+
+def ledger_of_task() -> str | None:
+    """The ledger that this task knows: its connection's, the environment's, or the file in the state folder.
+
+    None where there is none of these: an Airflow that has nothing of the loop but the provider.
+    """
+    found = settings([LedgerHook.default_conn_name])
+    if found.ledger_url or found.ledger_file.exists():
+        return found.ledger
+    return None

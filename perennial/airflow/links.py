@@ -10,18 +10,40 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
+from pipelines.contracts import Manifest
 from pipelines.line.order import REPORT, TRAIN
 from pipelines.line.step import Action, Step
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
 if TYPE_CHECKING:
-    from airflow.sdk.types import DagRunProtocol
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import DagRunProtocol, TaskInstanceKey
 
 DASHBOARD = "perennial-model"
 """The uid of Grafana's dashboard on a case (compose/grafana/dashboards.py)."""
+
+
+class Link(BaseOperatorLink):
+    """A button of a task; Airflow keeps its address as an XCom when the task ends, however it ends."""
+
+    name = ""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def xcom_key(self) -> str:
+        """Airflow's own would be the class's name, the same for all buttons of a task."""
+        return f"_link_{self.name.lower().replace(' ', '_')}"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's signature
+        """What the task has found out, or nothing: then there is no button."""
+        found: dict[str, str] = getattr(operator, "links", {})
+        return found.get(self.name, "")
 
 
 def run_page(dag: str, run: str) -> str:
@@ -31,13 +53,14 @@ def run_page(dag: str, run: str) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task that has ended: ``facts`` are what its step said, none if it failed."""
+    """A task that has ended: ``facts`` are what its step said, and ``made`` what it left; none if it failed."""
 
     settings: Settings
     case: str
     as_of: datetime
     run: DagRunProtocol
     facts: Mapping[str, Any]
+    made: Manifest | None = None
 
     @property
     def mlflow(self) -> str:
@@ -45,14 +68,11 @@ class Ended:
         return (self.settings.mlflow_public_url or self.settings.mlflow_url).rstrip("/")
 
 
-def links(
-    step: Step | Action, settings: Settings, case: str, as_of: datetime, run: DagRunProtocol, facts: Mapping[str, Any]
-) -> dict[str, str]:
+def links(step: Step | Action, ended: Ended) -> dict[str, str]:
     """The addresses of a step's buttons, by name.
 
-    What is known when the step has ended with ``facts``, or without any (it failed).
+    What is known when the step has ended with facts, or without any (it failed).
     """
-    ended = Ended(settings, case, as_of, run, facts)
     found = {name: BUTTONS[name](ended) for name in step.buttons}
     return {name: address for name, address in found.items() if address}
 
