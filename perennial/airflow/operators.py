@@ -126,9 +126,10 @@ def _settings(step: Verb, case: str) -> Settings:
     A task of a case that is retired is skipped: somebody has triggered its DAG, or nobody could pause it. What puts the
     serving in order runs all the same.
     """
-    from pipelines import ledger
+    from pipelines import ledger, objects
 
     settings = settings_of_task()
+    objects.attach(settings)
     if step is not RECONCILE and (retirement := ledger.retirement(settings.ledger, case)) is not None:
         raise AirflowSkipException(f"nothing is done: {retirement}")
     return settings

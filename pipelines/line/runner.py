@@ -22,17 +22,10 @@ def run(step: Step, run: Run) -> Manifest:
     Raises what the step raises.
     """
     objects.attach(run.settings)
-    _bring(step, run)
+    for kind in EVERY:  # what is known of the log, wherever it was compacted
+        objects.need_folder(run.settings.lake_dir / run.case / kind / RECORDS)
     read = reads(step, run)
     return publish(step, run, read, home(step).work(run, read))
-
-
-def _bring(step: Step, run: Run) -> None:
-    """Have here what other machines have made: what the step reads of this run, and what is known of the log."""
-    for made in (*step.reads, *step.looks_at):
-        objects.refresh(run.dir / made.name)
-    for kind in EVERY:
-        objects.need_folder(run.settings.lake_dir / run.case / kind / RECORDS)
 
 
 def act(action: Action, params: Params, settings: Settings, given: Mapping[str, Any]) -> Any:
@@ -53,6 +46,8 @@ def reads(step: Step, run: Run) -> Read:
     Raises ConfigError if a step has not run yet.
     """
     names = [made.name for made in (*step.reads, *step.looks_at)]
+    for name in names:
+        objects.refresh(run.dir / name)
     return {name: storage.read_manifest(run.dir / name, verify=step.files.get(name, True)) for name in names}
 
 
