@@ -4,11 +4,11 @@ from airflow.sdk import DAG, chain
 from perennial_deadlines import deadline
 from perennial_deadlines import training as training_deadline
 from perennial_failures import tell_failure
-from perennial_operators import StepOperator
+from perennial_operators import StepOperator, task_of
 from perennial_run import DEFAULTS, clock_param, readable_cases, reason_param, timetable, train_arguments, trigger_param
 from perennial_torchrun import TorchrunOperator
 
-from pipelines.line.order import TRAIN, TRAINING
+from pipelines.line.order import INGEST, TRAIN, TRAINING
 from pipelines.line.step import Action, Step
 from pipelines.params import Params
 
@@ -23,7 +23,7 @@ Running the same `as_of` again changes nothing. Red means broken: read the task'
 def _task(step: Step | Action, params: Params) -> StepOperator:
     if step is TRAIN:
         return TorchrunOperator(task_id=step.name, case=params.case, **train_arguments(params))
-    return StepOperator(task_id=step.name, step=step, case=params.case)
+    return task_of(step, params.case, in_parts=step is INGEST and params.dataset.mapped_days is not None)
 
 
 def training(params: Params) -> DAG:

@@ -31,7 +31,7 @@ def command(home: Path, ports: Ports) -> list[str]:
     """
     folder = home / "mlflow"
     artifacts = str(folder / "artifacts")
-    lake = os.environ.get("PERENNIAL_LAKE_URL", "")
+    lake = os.environ.get("PERENNIAL_LAKE", "")
     if lake.startswith("s3://") and not (folder / "artifacts").exists():
         artifacts = f"{lake.rstrip('/')}/mlflow"
     return [

@@ -195,7 +195,7 @@ def missing_environment() -> str:
 def _gateway_works(ports: Ports, *, serves: bool) -> bool:
     page = "healthz"
     if serves:
-        page = "readyz"
+        page = "readyz?every=true"
     return http.status(f"http://{HOST}:{ports.gateway}/{page}") == 200
 
 

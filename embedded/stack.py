@@ -339,7 +339,12 @@ def _tighten(home: Path) -> None:
 def _sweep_writes(home: Path) -> None:
     """Delete what killed writes left beside files of the stack, which nobody writes now, and of the state."""
     settings = read_settings(home=home)
-    for folder in (settings.root / "artefacts", settings.lake, settings.prediction_log, settings.model_repository):
+    for folder in (
+        settings.root / "artefacts",
+        settings.lake_dir,
+        settings.prediction_log,
+        settings.model_repository,
+    ):
         sweep_writes(folder)
     for path in (
         home / RECORD,
@@ -375,7 +380,7 @@ def _require_folders(settings: Settings) -> None:
 
     A mount that is away, a file in its place, a disk set read-only.
     """
-    for folder in (settings.lake, settings.prediction_log, settings.model_repository):
+    for folder in (settings.lake_dir, settings.prediction_log, settings.model_repository):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

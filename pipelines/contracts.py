@@ -34,8 +34,9 @@ AlertRule = Literal[
     "sink_broken",
 ]
 """What a drift run tells a person of; each has its section in docs/runbooks.md, and so have those of ``RunRule``."""
-RunRule = Literal["run_late", "run_failed", "case_gone"]
-"""What people are told past the ledger: of a run of the scheduler itself, and of a case's folder (alerts/runs.py)."""
+RunRule = Literal["run_late", "run_failed", "case_gone", "alias_moved"]
+"""What people are told beside the alerts: of a run of the scheduler itself, a case's folder, an alias (alerts/runs.py).
+"""
 
 
 def _as_utc(value: datetime) -> datetime:

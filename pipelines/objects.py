@@ -1,6 +1,6 @@
 """The store behind a state folder: lake, log archive and artefacts as objects that every machine sees.
 
-With ``PERENNIAL_LAKE_URL`` (``s3://bucket/prefix``, ``gs://``, ``az://``, ``file://``) the folders ``lake`` and
+With ``PERENNIAL_LAKE`` (``s3://bucket/prefix``, ``gs://``, ``az://``, ``file://``) the folders ``lake`` and
 ``artefacts`` of a state are a copy of what was needed there. What is here is in the store, as it is put there first:
 
 - A file of the lake is named by what it holds, and put as it is; of two writers both are right.
@@ -81,9 +81,14 @@ def attach(settings: Settings) -> None:
 
     Raises ConfigError for an address that is none.
     """
-    if settings.lake_url:
-        _opened(settings.lake_url, os.getpid())
-        _attached[settings.root] = settings.lake_url
+    if settings.lake:
+        _opened(settings.lake, os.getpid())
+        _attached[settings.root] = settings.lake
+
+
+def covers(path: Path) -> bool:
+    """Whether what is missing at this path may be in a store."""
+    return _place(path) is not None
 
 
 def put(path: Path, data: bytes) -> None:
@@ -144,6 +149,18 @@ def forget(path: Path) -> None:
 
         with _asking(place):
             obstore.delete(place.store, place.name)
+
+
+def forget_folder(folder: Path) -> None:
+    """Remove everything of a folder, what it has set aside too. Raises Unavailable."""
+    place = _place(folder)
+    if place is None:
+        return
+    import obstore
+
+    with _asking(place):
+        for found in obstore.list(place.store, f"{place.name}/"):
+            obstore.delete(place.store, [one["path"] for one in found])
 
 
 # --- the folders of steps -----------------------------------------------------------------------
@@ -318,7 +335,7 @@ def _opened(url: str, _process: int) -> Any:
         from obstore.store import from_url
     except ImportError as error:
         raise ConfigError(
-            "PERENNIAL_LAKE_URL needs the package obstore: pip install perennial[objects], or unset it"
+            "PERENNIAL_LAKE needs the package obstore: pip install perennial[objects], or unset it"
         ) from error
     options: Any = {"allow_http": True} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
     if url.startswith("file://"):
@@ -328,7 +345,7 @@ def _opened(url: str, _process: int) -> Any:
         return from_url(url, client_options=options)
     except (BaseError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"PERENNIAL_LAKE_URL={url} is no address of a store ({_said(error)}): give one like s3://bucket/prefix, "
+            f"PERENNIAL_LAKE={url} is no address of a store ({_said(error)}): give one like s3://bucket/prefix, "
             "gs://bucket/prefix, az://container/prefix or file:///folder"
         ) from error
 

@@ -138,6 +138,10 @@ class DatasetParams(Strict):
     """Which rows those are: ``even`` ones are evenly spaced in time order; by ``hash`` a row is kept for its id, so
     that windows which overlap keep the same ones, and a larger ``max_rows`` keeps all that a smaller one does.
     """
+    mapped_days: int | None = Field(default=None, gt=0, exclude=True)
+    """Read every so many days of a declared source in an Airflow task of its own, then merge; ``None``: one task reads
+    all. It is in no dump and no key: the rows are the same.
+    """
     replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training rows that is taken from before the window, against forgetting."""
     history_rows: int = Field(default=0, ge=0)
@@ -963,6 +967,21 @@ class Params(Strict):
                 "training_rows: source asks for rows that source.kind log does not have: remove training_rows"
             )
         return self
+
+    @model_validator(mode="after")
+    def _days_can_be_mapped(self) -> Params:
+        if self.dataset.mapped_days is None:
+            return self
+        declared = self.declared_source
+        if declared is None:
+            why = "a source.py says itself how its rows are read: declare a source"
+        elif isinstance(declared, LogSource):
+            why = "source.kind log has nothing else to read: declare another source"
+        elif isinstance(declared, SqlSource) and declared.watermark is not None:
+            why = "source.watermark lets one reader take rows in, in their order: leave it out"
+        else:
+            return self
+        raise ValueError(f"dataset.mapped_days reads a source in several tasks, and {why}, or remove mapped_days")
 
     @property
     def candidates(self) -> dict[str, AnyModel]:

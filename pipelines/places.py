@@ -37,7 +37,7 @@ SERVICES = (
 )
 PRIVATE = 0o077
 """The umask of everything that writes a state folder."""
-KEPT = ("lake_url", "ledger_url", "api_key_file", "data_dir", "params_dir", "alert_webhook", "alert_mail")
+KEPT = ("lake", "ledger_url", "api_key_file", "data_dir", "params_dir", "alert_webhook", "alert_mail")
 """Settings that belong to the state itself: they hold whether its stack runs or not."""
 
 

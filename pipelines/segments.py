@@ -35,6 +35,8 @@ KINDS: tuple[Kind, ...] = ("predictions", "labels")
 """What rows, and judgements of them, are made of."""
 EVERY: tuple[Kind, ...] = (*KINDS, "refusals")
 """The folders that segments lie in: beside those rows, how many others were refused, by reason and field."""
+RECORDS = "segments"
+"""The folder, beside a kind's compacted files, that says which segments they were made of."""
 Segments = Mapping[str, Sequence[Name]]
 """Segments of each kind by their names."""
 Stamp = tuple[int, int] | None

@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     """``host:port`` where the ranks of several nodes meet; empty: this node alone."""
     nodes: int = Field(default=1, gt=0)
     node_rank: int = Field(default=0, ge=0)
-    lake_url: str = ""
+    lake: str = ""
     """Where lake and artefacts lie that several machines share, like ``s3://bucket/prefix``; empty: here alone."""
     ledger_url: str = ""
     mlflow_url: str = ""
@@ -213,7 +213,7 @@ class Settings(BaseSettings):
         return found
 
     @property
-    def lake(self) -> Path:
+    def lake_dir(self) -> Path:
         """Content-addressed day partitions, quarantine and profiles."""
         return self.root / "lake"
 
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
 
         Profile.json in its folder, else the one that its first dataset left in the lake.
         """
-        return own_profile(case) or self.lake / case / "profile.json"
+        return own_profile(case) or self.lake_dir / case / "profile.json"
 
     def run_dir(self, case: str, as_of: Instant) -> Path:
         """The folder of all steps of one case at one ``as_of``: the identity of a run."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator  # noqa: TID253 - the class below extends it
-from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk import BaseOperator, BaseOperatorLink, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 from perennial_failures import keeping_errors
 from perennial_hooks import connection_json
@@ -53,9 +53,9 @@ class StepOperator(BaseOperator):
     """Runs a step or an action of the line (pipelines/line/order.py); its code is imported in the task only.
 
     ``part`` names a function of a step's own file that makes a part of its work: ``days`` lists them, ``part`` makes
-    that of ``day``, so that they can be mapped. The XCom is the manifest's path and its small facts. A step that
-    declares an ``event`` also hands on, under that name, the conf of the run that its facts ask for (``{}``: none;
-    Airflow takes None for a missing XCom).
+    that of ``day``, a day or a stretch of days, so that they can be mapped. The XCom is the manifest's path and its
+    small facts. A step that declares an ``event`` also hands on, under that name, the conf of the run that its facts
+    ask for (``{}``: none; Airflow takes None for a missing XCom).
     """
 
     ui_color = "#e8f3ec"
@@ -108,6 +108,17 @@ class StepOperator(BaseOperator):
     def on_kill(self) -> None:
         """End the processes that the step started (training ranks live in sessions of their own)."""
         end_all(descendants(), grace=KILL_GRACE)
+
+
+def task_of(step: Step | Action, case: str, *, in_parts: bool) -> StepOperator:
+    """The task of a step, ``in_parts`` behind a task for each part of its work; it runs where there is none, too."""
+    if not in_parts:
+        return StepOperator(task_id=step.name, step=step, case=case)
+    days = StepOperator(task_id=f"{step.name}_days", step=step, part="days", case=case)
+    part = StepOperator.partial(task_id=f"{step.name}_part", step=step, part="part", case=case).expand(day=days.output)
+    whole = StepOperator(task_id=step.name, step=step, case=case, trigger_rule=TriggerRule.NONE_FAILED)
+    part >> whole
+    return whole
 
 
 def _settings(step: Step | Action, case: str) -> Settings:

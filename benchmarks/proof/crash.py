@@ -318,6 +318,7 @@ def _counts(settings: Settings, url: str) -> dict[str, int]:
     return {
         "runs": len(client.search_runs(experiments)),
         "versions": len(client.search_model_versions(f"name='{CASE}'")),
+        "models": len(client.search_logged_models(experiments)),
         "verdicts": len(ledger.verdicts(settings.ledger, CASE)),
         "releases": len(ledger.releases(settings.ledger, CASE)),
         "drift states": len(ledger.drift_states(settings.ledger, CASE)),

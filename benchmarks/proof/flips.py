@@ -88,7 +88,7 @@ class Home(Settings):
 
     def profile_file(self, case: str) -> Path:
         """The one in the lake."""
-        return self.lake / case / "profile.json"
+        return self.lake_dir / case / "profile.json"
 
 
 class Step(NamedTuple):
@@ -656,7 +656,7 @@ def _folders(settings: Settings, step: Step) -> list[Path]:
         return [settings.model_repository]
     return [
         run_dir(settings, step.run) / step.name,
-        *([settings.lake / CASE / "profiles"] if step.name == "profile" else []),
+        *([settings.lake_dir / CASE / "profiles"] if step.name == "profile" else []),
     ]
 
 

@@ -70,6 +70,12 @@ def unfinished(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     return {notice for notice, sink in {(row["notice"], row["sink"]) for row in rows} - taken}
 
 
+def settled(url: str, case: str, notice: str) -> bool:
+    """Whether every sink that was asked has taken the notice, or is not asked again."""
+    tries = [tried for (own, _), tried in _attempts(ledger.deliveries(url, case)).items() if own == notice]
+    return all("delivered" in tried[-1] or (len(tried) >= MAX_ATTEMPTS and "failed" in tried[-1]) for tried in tries)
+
+
 def _attempts(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, str]]]:
     """By notice and sink the attempts in order, each as ``{event: when}``."""
     found: dict[tuple[str, str], dict[int, dict[str, str]]] = {}

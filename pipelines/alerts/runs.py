@@ -1,12 +1,14 @@
-"""A run of the scheduler that has failed, or is not over in time, and a case whose folder is gone.
+"""A run of the scheduler that has failed, or is not over in time, a case whose folder is gone, an alias that was moved.
 
-Told at once, past the ledger, which may be what the run waits for, and where a case without a folder has no runs.
+Told at once, past the ledger, which may be what the run waits for, and where a case without a folder has no runs. Of an
+alias people are told once, by claims in the ledger.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
+from pipelines.alerts.delivery import deliver, settled
 from pipelines.alerts.lifecycle import takes
 from pipelines.alerts.sinks import Undelivered, configured
 from pipelines.contracts import Alert, Notice, Release, RunRule, Severity
@@ -45,6 +47,18 @@ def gone(params: Params, runbooks: str, release: Release, at: datetime) -> Notic
     case = release.case
     summary = f"version {release.champion} is the champion of {case}, and its folder is gone: nobody answers for it"
     return _notice(params, runbooks, "case_gone", case, f"{at:%Y%m%dT%H%M%SZ}", at, summary, case, "critical")
+
+
+def moved(
+    params: Params, runbooks: str, alias: str, was: int | None, found: int | None, number: int, at: datetime
+) -> Notice:
+    """The notice that somebody moved an alias in MLflow, the ``number``-th time that this was found of the case."""
+    before, after = (f"version {version}" if version else "no version" for version in (was, found))
+    summary = (
+        f"somebody moved the alias {alias} of {params.case} in MLflow, from {before} to {after}: "
+        "it follows the ledger again, and nothing else serves"
+    )
+    return _notice(params, runbooks, "alias_moved", "MLflow", str(number), at, summary)
 
 
 def _notice(
@@ -93,3 +107,12 @@ def tell(params: Params, settings: Settings, notice: Notice) -> list[str]:
     if failures:
         raise Undelivered("; ".join(failures))
     return told
+
+
+def tell_once(params: Params, settings: Settings, notice: Notice) -> bool:
+    """Give the notice to every sink once, however many runs try; whether nobody needs to try again.
+
+    What a sink did not take stands in the ledger, and another call tries it again, a few times.
+    """
+    deliver(settings.ledger, notice.case, [notice], [], configured(settings, params.alerts), params.alerts.push)
+    return settled(settings.ledger, notice.case, notice.id)

@@ -41,16 +41,21 @@ class _Run:
 def by_day(
     pieces: Iterable[pl.DataFrame], scratch: Callable[[], AbstractContextManager[Path]]
 ) -> Iterator[pl.DataFrame]:
-    """Frames of whole days of ``event_time``, the newest first, and rows without a readable time behind them.
+    """Frames of whole days of ``event_time``, the newest first, and rows without a readable time behind them, alone.
 
-    All rows in one frame if they are few. ``scratch`` opens a folder that is used and removed if they are not. Each
+    All days in one frame if they are few. ``scratch`` opens a folder that is used and removed if they are not. Each
     row comes once. Raises what ``pieces`` raises, before the first frame.
     """
     heaps = _heaps(pieces)
     first = next(heaps)
     second = next(heaps, None)
     if second is None:
-        yield first
+        undated = _days(first["event_time"]).is_null()
+        if undated.any() and not undated.all():
+            yield first.filter(~undated)
+            yield first.filter(undated)
+        else:
+            yield first
         return
     heaps = chain([first, second], heaps)
     del first, second  # each heap is let go before the next but one is read

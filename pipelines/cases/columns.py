@@ -29,7 +29,9 @@ MOMENT = pl.Datetime("us", "UTC")
 DAY = timedelta(days=1)
 ID_DIGITS = 32
 """Hexadecimal digits of an id that is made of a row's content: 128 bits of its SHA-256."""
-WITH_ZONE = ("%+", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z")
+# A zone of hours alone, as PostgreSQL writes it, is none to "%+".
+_SECONDS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f%#z")
+WITH_ZONE = ("%+", "%Y-%m-%dT%H:%M%#z", "%Y-%m-%d %H:%M%#z", *_SECONDS)
 WITHOUT_ZONE = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 MARK = "_watermark"

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import polars as pl
 
 from pipelines.cases.by_day import by_day
+from pipelines.cases.columns import together
 from pipelines.cases.receiving import Received, count_reasons, note, noted, receive
-from pipelines.cases.sources import resolve_source, returned_by
+from pipelines.cases.sources import Source, resolve_source, returned_by
 from pipelines.contracts import Window
 from pipelines.errors import DataError
+from pipelines.faults import said
 from pipelines.fields import AS_DELIVERED, Fields
 from pipelines.files import make_folder, work_folder
 from pipelines.params import Params
@@ -46,7 +48,8 @@ class Origin:
 def from_source(module: ModuleType, fields: Fields, params: Params, settings: Settings) -> Origin:
     """The case's own source: ``module`` is its source.py. Raises CaseError if that finds no source.
 
-    One that gives ``pieces``, as declared sources do, is read without its rows ever being held together.
+    One that gives ``pieces``, as declared sources do, is read without its rows ever being held together. A piece has
+    ``id``, ``event_time``, the fields and the label, as ``receive`` takes them.
     """
     source = resolve_source(params.case, module.resolve, settings, params)
 
@@ -59,8 +62,14 @@ def from_source(module: ModuleType, fields: Fields, params: Params, settings: Se
 
     def by_days(window: Window) -> Iterator[Received]:
         apart = []
-        for frame in by_day(module.pieces(source, window, params), lambda: _scratch(settings, params.case)):
-            part = module.received_of(source, frame, window, params)
+        declared = hasattr(module, "received_of")  # with checks and words of its own
+        pieces = module.pieces(source, window, params) if declared else _pieces(module, source, fields, window, params)
+        for frame in by_day(pieces, lambda: _scratch(settings, params.case)):
+            if declared:
+                part: Received = module.received_of(source, frame, window, params)
+            else:
+                with returned_by(params.case, module.pieces):
+                    part = receive(frame, fields, window, params)
             apart.append(replace(part, rows=part.rows.clear()))
             del frame
             yield part
@@ -71,11 +80,32 @@ def from_source(module: ModuleType, fields: Fields, params: Params, settings: Se
     return Origin("source", parts, params.period[0], source.facts())
 
 
+def _pieces(
+    module: ModuleType, source: Source, fields: Fields, window: Window, params: Params
+) -> Iterator[pl.DataFrame]:
+    """What a case's own source gives piece by piece, in one form. Raises CaseError for what is no piece of rows."""
+    first: pl.DataFrame | None = None
+    for piece in module.pieces(source, window, params):
+        with returned_by(params.case, module.pieces):
+            if not isinstance(piece, pl.DataFrame) or "event_time" not in piece.columns:
+                form = piece.columns if isinstance(piece, pl.DataFrame) else type(piece).__name__
+                raise DataError(f"{form}: give polars DataFrames with id, event_time, the fields and the label")
+            try:
+                first = piece.clear() if first is None else together([first, piece.clear()])
+            except pl.exceptions.PolarsError as error:
+                raise DataError(
+                    f"pieces of other columns or types ({said(error)}): give all of them the same, in one order"
+                ) from error
+        yield piece
+    if first is None:
+        yield pl.DataFrame(schema=dict.fromkeys(("id", "event_time", *fields.names, fields.label), pl.Null))
+
+
 @contextmanager
 def _scratch(settings: Settings, case: str) -> Iterator[Path]:
     """A folder for rows that are not held in memory; what a process that died left there is removed."""
-    make_folder(settings.lake / case)
-    with work_folder(settings.lake / case / "scratch") as folder:
+    make_folder(settings.lake_dir / case)
+    with work_folder(settings.lake_dir / case / "scratch") as folder:
         yield folder
 
 

@@ -69,10 +69,10 @@ def _audit(params: Params | None, settings: Settings) -> dict[str, Any]:
 
 
 def _push(params: Params | None, settings: Settings) -> dict[str, Any]:
-    """Put the state folder's lake and artefacts into the store of PERENNIAL_LAKE_URL: what is there already stays."""
-    if not settings.lake_url:
-        raise ConfigError("PERENNIAL_LAKE_URL names no store: set it to where lake and artefacts shall lie")
-    return {"store": settings.lake_url, **objects.push(settings, "" if params is None else params.case)}
+    """Put the state folder's lake and artefacts into the store of PERENNIAL_LAKE: what is there already stays."""
+    if not settings.lake:
+        raise ConfigError("PERENNIAL_LAKE names no store: set it to where lake and artefacts shall lie")
+    return {"store": settings.lake, **objects.push(settings, "" if params is None else params.case)}
 
 
 def _reproduce(params: Params, settings: Settings, *, version: int) -> dict[str, Any]:

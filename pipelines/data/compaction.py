@@ -25,7 +25,7 @@ from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
 from pipelines.params import METRICS, EventTimes, too_high
 from pipelines.params_file import load_params, params_file
-from pipelines.segments import EVERY, Kind
+from pipelines.segments import EVERY, RECORDS, Kind
 from pipelines.settings import Settings
 from pipelines.storage import failpoint
 
@@ -33,8 +33,6 @@ TIME: dict[Kind, str] = {"predictions": "event_time", "labels": "label_time", "r
 """The column by whose hour a row is filed: a label's time is its arrival."""
 MOST_PARTITIONS = 500
 """Hours of one segment that get a file of their own; the rows of those beyond, which have the fewest, share one."""
-SEGMENTS = "segments"
-"""The folder of a kind's records."""
 _MOMENT = pl.Datetime("us", "UTC")
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     "predictions": msgspec.json.Decoder(PredictionLine),
@@ -84,12 +82,12 @@ ANYTHING = Allowed(EventTimes(max_age_days=None, max_ahead_days=None), numbers=T
 
 def folder_of(settings: Settings, case: str, kind: Kind) -> Path:
     """Where the compacted files of a kind lie."""
-    return settings.lake / case / kind
+    return settings.lake_dir / case / kind
 
 
 def known(settings: Settings, case: str, kind: Kind) -> records.Known:
     """What is recorded as compacted."""
-    return records.read(folder_of(settings, case, kind) / SEGMENTS)
+    return records.read(folder_of(settings, case, kind) / RECORDS)
 
 
 def compact(settings: Settings, case: str) -> int:
@@ -141,7 +139,7 @@ def _compact_kind(settings: Settings, case: str, kind: Kind, allowed: Allowed) -
     )
     new = [*fresh.values(), *(records.hashed(folder, one) for one in old)]
     if new:
-        records.keep(folder / SEGMENTS, new, before)
+        records.keep(folder / RECORDS, new, before)
     gone = segments.missing(own, (before.segments.keys() | fresh.keys()).__contains__)
     damaged += [
         f"the closed segment {path} is gone and was not compacted: "
@@ -180,7 +178,7 @@ def _compact_segment(settings: Settings, case: str, kind: Kind, path: Path, allo
     if bad:
         log.warning("%s: %d malformed line(s) in %s quarantined", case, len(bad), path.name)
         text = "".join(json.dumps({"segment": path.name, **line}) + "\n" for line in bad)
-        quarantined = settings.lake / case / "quarantine" / kind / path.name
+        quarantined = settings.lake_dir / case / "quarantine" / kind / path.name
         write_atomic(quarantined, text.encode())
         objects.replace(quarantined, text.encode())
     spread: list[str] = []

@@ -20,6 +20,7 @@ from pipelines.data import repeats
 from pipelines.data.heap import AT_ONCE
 from pipelines.data.rows_hash import rows_sha256
 from pipelines.errors import IntegrityError
+from pipelines.fields import AS_DELIVERED
 from pipelines.files import write_atomic
 from pipelines.settings import Settings
 
@@ -81,14 +82,19 @@ def _is(frame: pl.DataFrame, sha256: str) -> bool:
 def write_days(settings: Settings, case: str, frame: pl.DataFrame) -> list[dict[str, Any]]:
     """Write one partition per event day, ``lake/<case>/rows/date=D/<hash16>.parquet``, if it is not there yet.
 
-    Returns the partitions by day: ``{date, path (relative to the state folder), rows, sha256 (of the rows)}``.
+    A day has the column ``as_delivered`` if one of its own rows has it: what is written does not hang on which days are
+    in ``frame`` together. Returns the partitions by day: ``{date, path (relative to the state folder), rows, sha256 (of
+    the rows)}``.
     """
     partitions = []
     days = frame.with_columns(pl.col("event_time").dt.date().alias("_date")).partition_by(
         "_date", as_dict=True, include_key=False
     )
-    for (day,), part in sorted(days.items()):
-        sha256, path = _place(settings.lake / case / "rows" / f"date={day}", part)
+    for (day,), rows in sorted(days.items()):
+        part = rows
+        if AS_DELIVERED in rows.columns and rows[AS_DELIVERED].null_count() == rows.height:
+            part = rows.drop(AS_DELIVERED)
+        sha256, path = _place(settings.lake_dir / case / "rows" / f"date={day}", part)
         if not path.exists():
             buffer = io.BytesIO()
             part.write_parquet(buffer, compression="zstd", compression_level=ZSTD)
@@ -158,7 +164,7 @@ def repeated_ids(settings: Settings, partitions: Sequence[dict[str, Any]]) -> pl
 
 def set_aside(settings: Settings, case: str, name: str, rows: pl.DataFrame | pl.LazyFrame) -> Path:
     """Keep rows that stopped a run, as ``lake/<case>/quarantine/rows/<name>.parquet``; returns the path."""
-    path = settings.lake / case / "quarantine" / "rows" / f"{name}.parquet"
+    path = settings.lake_dir / case / "quarantine" / "rows" / f"{name}.parquet"
     buffer = io.BytesIO()
     rows.lazy().sink_parquet(buffer)
     objects.put(path, buffer.getvalue())

@@ -36,6 +36,7 @@ from pipelines.storage import digest
 __all__ = [
     "KINDS",
     "RETRY_MARGIN",
+    "Each",
     "Kind",
     "Segments",
     "arrived",
@@ -49,6 +50,10 @@ __all__ = [
     "fingerprint",
     "first_day",
     "first_row",
+    "in_order",
+    "label_files",
+    "label_lines",
+    "lines",
     "near",
     "partitions",
     "read_days",
@@ -61,6 +66,7 @@ __all__ = [
 RETRY_MARGIN = timedelta(days=1)
 """How far apart a request and its retries may lie in event time and still be found to be one row."""
 
+Each = Callable[[pl.LazyFrame], pl.LazyFrame]
 _BATCH = 200
 """Files opened at once."""
 log = logging.getLogger(__name__)
@@ -152,28 +158,37 @@ def near(settings: Settings, case: str, window: Window) -> list[Path]:
 
 def fingerprint(settings: Settings, case: str, window: Window) -> str:
     """A hash that changes whenever a compacted file is added that :func:`read_predictions` of ``window`` reads."""
-    folder = settings.lake / case / "predictions"
+    folder = settings.lake_dir / case / "predictions"
     return digest([str(file.relative_to(folder)) for file in near(settings, case, window)])
 
 
 def read_predictions(
-    settings: Settings, case: str, window: Window, *, marks: Mapping[str, Segments] | None = None
+    settings: Settings,
+    case: str,
+    window: Window,
+    *,
+    marks: Mapping[str, Segments] | None = None,
+    each: Each = lambda scan: scan,
 ) -> pl.DataFrame:
     """Logged rows with event time in ``window``, sorted by event_time and id: one row per prediction.
 
     Columns: ``id, event_time``, the features as logged (text or float64), ``version`` (int64), ``score``
     (float64), ``prediction``, ``request_id``, ``received_at``, and with classes ``scores`` (a list of float64);
     ``traceparent`` where any request had one. Empty with the fixed columns only if there is none. Each of ``marks``
-    adds a column of its name: whether any of a row's lines stands in those segments.
+    adds a column of its name: whether any of a row's lines stands in those segments. ``each`` changes what a file holds
+    before files are put together.
     """
     named = _named("predictions", marks)
-    frame = _read(settings, case, "predictions", near(settings, case, window), marks=named)
+    frame = _read(settings, case, "predictions", near(settings, case, window), each, named)
     return _first_answers(frame.with_columns(pl.col(name).any().over("id") for name in named), window, list(named))
 
 
-def read_days(
-    settings: Settings, case: str, wanted: Sequence[date], each: Callable[[pl.LazyFrame], pl.LazyFrame]
-) -> Iterator[tuple[date, pl.DataFrame]]:
+def lines(settings: Settings, case: str, kind: Kind, files: Sequence[Path], each: Each) -> pl.DataFrame:
+    """The lines of compacted files as they are, every one; ``each`` changes what a file holds before."""
+    return _read(settings, case, kind, files, each)
+
+
+def read_days(settings: Settings, case: str, wanted: Sequence[date], each: Each) -> Iterator[tuple[date, pl.DataFrame]]:
     """Of each day what :func:`read_predictions` gives.
 
     ``wanted`` ascends, and all files from its first day to its last are read once. ``each`` changes what a file holds
@@ -221,10 +236,10 @@ def read_labels(settings: Settings, case: str, arrived_by: datetime, *, since: d
     return best(read_label_lines(settings, case, arrived_by, since=since))
 
 
-def best(lines: pl.DataFrame) -> pl.DataFrame:
+def best(found: pl.DataFrame) -> pl.DataFrame:
     """The line of each id that counts, of lines in the order of :func:`read_label_lines`, sorted by id."""
     return (
-        lines.unique("id", keep="first", maintain_order=True).sort("id").select("id", "label", "label_time", "revision")
+        found.unique("id", keep="first", maintain_order=True).sort("id").select("id", "label", "label_time", "revision")
     )
 
 
@@ -242,21 +257,39 @@ def read_label_lines(
     Columns: ``id, label, label_time, revision``. ``within`` holds the reader to some segments. Each of ``marks`` adds a
     column of its name: whether a line stands in those.
     """
-    files = _files(settings, case, "labels", since, arrived_by)
+    files = label_files(settings, case, arrived_by, since=since)
     named = _named("labels", marks)
     if within is not None:
         files = list(filter(_stands_in("labels", within), files))
+    found = _read(settings, case, "labels", files, _arrived(arrived_by, since), named)
+    return in_order(found).select("id", "label", "label_time", "revision", *named)
+
+
+def label_files(settings: Settings, case: str, arrived_by: datetime, *, since: datetime | None = None) -> list[Path]:
+    """The compacted files that :func:`read_label_lines` reads."""
+    return _files(settings, case, "labels", since, arrived_by)
+
+
+def label_lines(
+    settings: Settings, case: str, files: Sequence[Path], arrived_by: datetime, *, since: datetime | None = None
+) -> pl.DataFrame:
+    """What :func:`read_label_lines` takes of some files, as it lies: :func:`in_order` takes all lines of an id."""
+    return _read(settings, case, "labels", files, _arrived(arrived_by, since))
+
+
+def _arrived(arrived_by: datetime, since: datetime | None) -> Each:
     asked = pl.col("label_time") <= arrived_by
     if since is not None:  # a file may hold rows of other days too
         asked &= pl.col("label_time").dt.date() >= since.date()
-    return (
-        _read(settings, case, "labels", files, marks=named)
-        .filter(asked)
-        # Releases of before took any revision: one above the time of its receipt counts as that time, so that it can
-        # be corrected.
-        .with_columns(pl.min_horizontal("revision", pl.col("received_at").dt.epoch("s")))
-        .sort(["revision", "label_time", "received_at", "label"], descending=[True, False, False, False])
-        .select("id", "label", "label_time", "revision", *named)
+    return lambda scan: scan.filter(asked)
+
+
+def in_order(found: pl.DataFrame) -> pl.DataFrame:
+    """Label lines, of each id the one that counts first."""
+    # Releases of before took any revision: one above the time of its receipt counts as that time, so that it can be
+    # corrected.
+    return found.with_columns(pl.min_horizontal("revision", pl.col("received_at").dt.epoch("s"))).sort(
+        ["revision", "label_time", "received_at", "label"], descending=[True, False, False, False]
     )
 
 
@@ -299,7 +332,10 @@ def count(settings: Settings, case: str, kind: Kind, start: datetime, end: datet
         counted = (moment >= start) & (moment < end)
     else:
         counted = (moment.dt.date() >= start.date()) & (moment <= end)
-    return _read(settings, case, kind, files, lambda scan: scan.select(time)).filter(counted).height
+    if not files:
+        return 0
+    found = _read(settings, case, kind, files, lambda scan: scan.filter(counted).select(lines=pl.len()))
+    return int(found["lines"].sum())
 
 
 Stands = Callable[[Path], bool]
@@ -338,7 +374,7 @@ def _read(
     case: str,
     kind: Kind,
     files: Sequence[Path],
-    each: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda scan: scan,
+    each: Each = lambda scan: scan,
     marks: Mapping[str, Stands] | None = None,
 ) -> pl.DataFrame:
     """The lines of ``files``, with a column for each of ``marks``."""
@@ -356,6 +392,6 @@ def _read(
         ]
     except (OSError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(
-            f"a partition in {settings.lake / case / kind} cannot be read ({error}): {MEND}"
+            f"a partition in {settings.lake_dir / case / kind} cannot be read ({error}): {MEND}"
         ) from error
     return pl.concat([empty, *batches], how="diagonal_relaxed")

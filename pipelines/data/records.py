@@ -183,7 +183,9 @@ def keep(folder: Path, fresh: Iterable[Done], known: Known) -> None:
 
 
 def is_whole(folder: Path, done: Done) -> bool:
-    """Whether every partition of a segment is there."""
+    """Whether every partition of a segment is there, or in the store, where it was put before it was recorded."""
+    if done.hashed and objects.covers(folder):
+        return True
     # Strings: a Path for each of a hundred thousand partitions takes longer than looking for them.
     return all(os.path.exists(f"{folder}/{part.place}/{done.segment}.parquet") for part in done.parts)  # noqa: PTH110
 

@@ -23,7 +23,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def contract(fields: Fields) -> dict[str, Any]:
     """JSON Schema of one row's declared fields, all of them required; ``x-label`` says what is predicted.
 
-    It allows what the gateway (serving/gateway/problems.py) finds nothing wrong with, except that JSON Schema cannot
+    It allows what the gateway (pipelines/problems.py) finds nothing wrong with, except that JSON Schema cannot
     tell texts of which normalisation leaves nothing, such as one of format characters only.
     """
     label: dict[str, Any] = {"name": fields.label, "values": [0, 1]}

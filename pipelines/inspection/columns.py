@@ -38,6 +38,9 @@ UNREADABLE = 0.01
 YEAR = 366
 SPACES = "spaces around numbers or words"
 FLOATS = "numbers with decimals are made whole again"
+COMMAS = "numbers with a decimal comma"
+_COMMA, _DECIMAL = r"^\s*[+-]?\d+(,\d+)?\s*$", r",(\d{1,2}|\d{4,})\s*$"
+"""A number with one comma at most, and one whose comma cannot stand between thousands."""
 _WRITTEN, _MARKED = r"^[€$£¥]?\s*[+-]?\d[\d.,' ]*\s*[%€$£¥]?$", r"[,'%€$£¥]"
 """A number as people write it: a currency or per cent beside it, or other marks than a point in it."""
 _ID = re.compile(r"(^|_|\b)(id|uuid|guid|key|nr|number)$|[a-z]I[dD]$", re.IGNORECASE)
@@ -177,6 +180,11 @@ def _of_text(values: pl.Series, name: str, days: float, zone: str | None) -> Gue
     found = times.of_column(there.alias(column), zone)
     if found is not None:
         return _of_times(values, name, days, zone, blank)
+    if there.str.contains(_COMMA).all() and there.str.contains(_DECIMAL).any():
+        points = there.str.strip_chars().str.replace(",", ".", literal=True)
+        reads = f"{reads}.str.strip_chars().str.replace(',', '.', literal=True)"
+        found_numbers = _of_numbers_as_text(values, points, points.cast(pl.Float64), name, reads, missing)
+        return replace(found_numbers, nulls=tuple(sorted(blank)), code=COMMAS)
     if there.str.contains(_WRITTEN).all() and there.str.contains(_MARKED).any():
         return _left_out(
             column, f"numbers as people write them, such as {shown(there.head(1))}: write 1234.5", warning=True

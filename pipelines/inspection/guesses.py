@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ class Guess:
     zone: str | None = None
 
 
+UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss"})
+
+
 def col(column: str) -> str:
     """The text of ``pl.col`` of a column.
 
@@ -55,6 +59,10 @@ def expression(text: str) -> pl.Expr:
 def names_for(columns: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """A name that a field can have for every column, no two the same, and none of ``taken``.
 
+    Umlauts are written out, other accents left out; letters of other alphabets cannot be kept.
+
+    >>> names_for(["Größe (m²)", "Prénom"])
+    {'Größe (m²)': 'Groesse_m2', 'Prénom': 'Prenom'}
     >>> names_for(["House value (EUR)", "house value-EUR", "2nd", "score", "label"])
     {'House value (EUR)': 'House_value_EUR', 'house value-EUR': 'house_value_EUR', '2nd': 'x2nd', \
 'score': 'score_value', 'label': 'label_value'}
@@ -62,7 +70,9 @@ def names_for(columns: Iterable[str], taken: Iterable[str] = ()) -> dict[str, st
     found: dict[str, str] = {}
     used = set(taken)
     for column in columns:
-        name = re.sub(r"[^A-Za-z0-9_]+", "_", column).strip("_")[:56] or "column"
+        plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", column).translate(UMLAUTS))
+        letters = "".join(letter for letter in plain if not unicodedata.combining(letter))
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", letters).strip("_")[:56] or "column"
         if not name[0].isalpha():
             name = f"x{name}"
         if name in RESERVED:

@@ -68,6 +68,8 @@ def guess(values: pl.Series, asked: Kind | None = None) -> Label:
     distinct = there.unique().sort()
     if distinct.len() == 1:
         raise DataError(f"the label {name} is {shown(distinct)} in all rows that have one: there is nothing to learn")
+    if asked is None:
+        _refuse_spellings(distinct)
     numbers = _numbers(there)
     kind = asked or _kind(there, distinct, numbers)
     rows = f"{there.len():,} rows with a label of {values.len():,}"
@@ -79,6 +81,20 @@ def guess(values: pl.Series, asked: Kind | None = None) -> Label:
         found = _classes(there, rows)
     nulls = sorted(set(given.cast(pl.String).unique().drop_nulls()) & set(NO_VALUE)) if there.dtype == pl.String else []
     return replace(found, nulls=tuple(nulls), code=code)
+
+
+def _refuse_spellings(distinct: pl.Series) -> None:
+    """Raise DataError if labels differ in capitals or blanks alone: nobody can tell whether they are one."""
+    if distinct.dtype != pl.String:
+        return
+    alike = distinct.to_frame("text").group_by(pl.col("text").str.strip_chars().str.to_lowercase().alias("as")).all()
+    twice = alike.filter(pl.col("text").list.len() > 1).sort("as")
+    if twice.height:
+        ways = shown(twice["text"][0].sort())
+        raise DataError(
+            f"the label {distinct.name} is written in several ways ({ways}), which may be one: write each alike, or "
+            "say --target binary or classes if they are not"
+        )
 
 
 def _told(values: pl.Series) -> pl.Series:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -105,7 +106,7 @@ def inspect(frame: pl.DataFrame, asked: Asked, extent: Extent | None = None) -> 
     try:
         fields = Fields(asked.case, kept, label_name, about=about, target=label.target)
     except ConfigError as error:
-        raise DataError(f"no case can be made of this table: {error}") from error
+        raise DataError(f"no case can be made of this table: {error}{_apart(guesses)}") from error
     reads = {"id": own_id, EVENT_TIME: moments[EVENT_TIME].reads}
     reads |= {guess.field.name: guess.reads for guess in guesses if guess.field is not None}
     reads[label_name] = label.reads
@@ -118,7 +119,7 @@ def inspect(frame: pl.DataFrame, asked: Asked, extent: Extent | None = None) -> 
         spread = float(rows[label_name].drop_nulls().var(ddof=0))  # type: ignore[arg-type] # a number
     told = [f"{asked.time}: {moments[EVENT_TIME].assumed}"] if moments[EVENT_TIME].assumed else []
     told += [f"{guess.column}: {guess.why}" for guess in guesses if guess.warning]
-    told += _ahead(rows, fields, guesses, asked)
+    told += [*_again(rest), *_ahead(rows, fields, guesses, asked)]
     if asked.id is None:
         told.append(why_id)
     delays = None if asked.label_time is None else read_moments(frame, moments["label_time"]) - when
@@ -160,6 +161,18 @@ def _check_names(frame: pl.DataFrame, asked: Asked) -> None:
     patterns = [name for name in frame.columns if name == "*" or (name.startswith("^") and name.endswith("$"))]
     if patterns:
         raise DataError(f"a column is named {patterns[0]!r}, which polars takes for a pattern: name it otherwise")
+
+
+def _apart(guesses: list[Guess]) -> str:
+    """Why columns are no fields, behind what is wrong."""
+    why = "; ".join(f"{guess.column}: {guess.why}" for guess in guesses if guess.field is None)
+    return why and f" ({why[:1000]})"
+
+
+def _again(names: list[str]) -> list[str]:
+    """What is to be told of columns of a CSV whose name another one has: polars numbers them."""
+    found = [re.fullmatch(r"(.*)_duplicated_\d+", name) for name in names]
+    return [f"{match[0]}: the header names {match[1]} more than once, this is one more" for match in found if match]
 
 
 def _label_name(column: str) -> str:

@@ -70,7 +70,10 @@ def check_name(case: str) -> None:
         or keyword.iskeyword(case)
         or len(case) > 64
     ):
-        raise ConfigError(f"{case!r} is no name for a case: use a letter, then letters, digits and _, as in churn_eu")
+        raise ConfigError(
+            f"{case!r} is no name for a case: use a letter, then letters, digits and _, as in churn_eu, "
+            "and none of Python's own words"
+        )
 
 
 def files(found: Found, place: Place, how: Declared, profile: str) -> dict[str, str]:

@@ -10,10 +10,9 @@ from typing import Any
 from pipelines import objects, storage
 from pipelines.cases.code import code_sha256
 from pipelines.contracts import Manifest
-from pipelines.data.compaction import SEGMENTS
 from pipelines.line.step import Action, Read, Run, Step, Work
 from pipelines.params import Params
-from pipelines.segments import KINDS
+from pipelines.segments import EVERY, RECORDS
 from pipelines.settings import Settings
 
 
@@ -32,8 +31,8 @@ def _bring(step: Step, run: Run) -> None:
     """Have here what other machines have made: what the step reads of this run, and what is known of the log."""
     for made in (*step.reads, *step.looks_at):
         objects.refresh(run.dir / made.name)
-    for kind in KINDS:
-        objects.need_folder(run.settings.lake / run.case / kind / SEGMENTS)
+    for kind in EVERY:
+        objects.need_folder(run.settings.lake_dir / run.case / kind / RECORDS)
 
 
 def act(action: Action, params: Params, settings: Settings, given: Mapping[str, Any]) -> Any:

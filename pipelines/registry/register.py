@@ -3,8 +3,10 @@
 The run is the one that the train step opened. A training that is judged a second time, against another champion
 or by other rules, is another candidate: it gets a run of its own, made from what is on the disk.
 
-Every write can be repeated: a run is searched by tag before it is made, parameters are written once, a
-metric point carries ``as_of`` as its time and is the same point when it is written again, artefacts are
+The version is of a logged model, which has the run's metrics, and files that answer raw rows elsewhere (model.py).
+
+Every write can be repeated: run, model and version are searched by tag before they are made, parameters are written
+once, a metric point carries ``as_of`` as its time and is the same point when it is written again, artefacts are
 replaced by themselves. A process may die anywhere; running again completes what is there.
 """
 
@@ -20,20 +22,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
-from pipelines.errors import DataError, IntegrityError
+from pipelines.errors import IntegrityError
+from pipelines.fields import Fields
 from pipelines.files import work_folder
-from pipelines.registry import live
+from pipelines.registry import live, model
 from pipelines.registry.client import KEY, connect
 from pipelines.registry.opening import flat
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
-    from mlflow.models import ModelSignature
+    from mlflow.entities import DatasetInput, LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 DIGEST_LENGTH = 36
 """MLflow keeps this much of a data set's digest."""
+MODELS = "models:/"
+"""How the source of a version begins whose files are a logged model's."""
 _BATCH = 900
 
 log = logging.getLogger(__name__)
@@ -49,6 +54,7 @@ class Candidate:
     """
 
     case: str
+    fields: Fields
     as_of: datetime
     key: str
     train: str
@@ -80,7 +86,9 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
     with connect(settings) as client:
         run = _run(client, candidate)
         storage.failpoint("register", "run")
-        _measure(client, run, candidate)
+        version = _version(client, candidate)
+        logged = _logged(client, run, candidate, version)
+        _measure(client, run, candidate, logged)
         [found] = [
             found
             for found in live.find(settings, candidate.case, candidate.train, candidate.as_of)
@@ -91,10 +99,13 @@ def record(settings: Settings, candidate: Candidate) -> tuple[str, int]:
             live.tell_children(settings, candidate.case, candidate.as_of, run.info.run_id, candidate.compared)
         for path in candidate.artefacts:
             client.log_artifact(run.info.run_id, str(path))
-        version = _version(client, run, candidate)
+        if version is None:
+            version = _make_version(client, run, candidate, _uploaded(client, candidate, logged))
+        else:
+            client.update_model_version(candidate.case, version.version, candidate.about)
         storage.failpoint("register", "version")
         client.set_terminated(run.info.run_id, "FINISHED")
-    return run.info.run_id, version
+    return run.info.run_id, int(version.version)
 
 
 def settle(
@@ -114,10 +125,17 @@ def settle(
                 "restore its database; version numbers are never reused"
             )
         deleted = []
+        kept = None
         for found in versions:
-            if int(found.version) != version:
+            if int(found.version) == version:
+                kept = _model_id(found)
+            else:
                 client.delete_model_version(case, found.version)
                 deleted.append(f"version {found.version}")
+        for logged in _logged_models(client, case, key):
+            if logged.model_id != kept:
+                client.delete_logged_model(logged.model_id)
+                deleted.append(f"model {logged.model_id}")
         for run in runs:
             if run.info.run_id != run_id:
                 client.delete_run(run.info.run_id)
@@ -185,7 +203,8 @@ def _experiment(client: MlflowClient, case: str) -> str:
     return str(found.experiment_id)
 
 
-def _measure(client: MlflowClient, run: Run, candidate: Candidate) -> None:
+def _measure(client: MlflowClient, run: Run, candidate: Candidate, logged: LoggedModel | None) -> None:
+    """Parameters, metrics and data set of a run; the metrics are the logged model's, too, if the run has made it."""
     from mlflow.entities import Metric, Param
 
     moment = int(candidate.as_of.timestamp() * 1000)
@@ -195,7 +214,8 @@ def _measure(client: MlflowClient, run: Run, candidate: Candidate) -> None:
         for name, value in candidate.metrics.items()
         if not (name.startswith("cost.") and name in run.data.metrics)
     }
-    points = [Metric(name, value, moment, 0) for name, value in metrics.items()]
+    own = logged.model_id if logged is not None and logged.source_run_id == run.info.run_id else None
+    points = [Metric(name, value, moment, 0, model_id=own) for name, value in metrics.items()]
     points += [
         Metric(name, value, moment, epoch)
         for name, curve in candidate.curves.items()
@@ -222,22 +242,94 @@ def _dataset(candidate: Candidate) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
-def _version(client: MlflowClient, run: Run, candidate: Candidate) -> int:
+def _version(client: MlflowClient, candidate: Candidate) -> ModelVersion | None:
+    """The candidate's version, the first one if there are several."""
     found = client.search_model_versions(f"name='{candidate.case}' and tags.`{KEY}`='{candidate.key}'")
-    if found:
-        version = min(int(version.version) for version in found)
-        client.update_model_version(candidate.case, str(version), candidate.about)
-        return version
-    storage.read_manifest(candidate.bundle)
-    _upload(client, run, candidate.bundle)
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _make_version(client: MlflowClient, run: Run, candidate: Candidate, logged: LoggedModel) -> ModelVersion:
     _registered_model(client, candidate.case)
-    source = f"{run.info.artifact_uri}/model"
-    tags = {**candidate.tags, KEY: candidate.key}
-    return int(
-        client.create_model_version(
-            candidate.case, source, run.info.run_id, tags=tags, description=candidate.about
-        ).version
+    return client.create_model_version(
+        candidate.case,
+        f"{MODELS}{logged.model_id}",
+        run.info.run_id,
+        tags={**candidate.tags, KEY: candidate.key},
+        description=candidate.about,
+        model_id=logged.model_id,
     )
+
+
+def _logged(client: MlflowClient, run: Run, candidate: Candidate, version: ModelVersion | None) -> LoggedModel | None:
+    """The candidate's logged model, made if there is none; None of a version from before there were any.
+
+    Of two that were made at once the older one stays.
+    """
+    if version is not None:
+        own = _model_id(version)
+        return None if own is None else client.get_logged_model(own)
+    if found := _logged_models(client, candidate.case, candidate.key):
+        return found[0]
+    tags = {**candidate.tags, KEY: candidate.key}
+    made = client.create_logged_model(run.info.experiment_id, candidate.case, run.info.run_id, tags)
+    storage.failpoint("register", "model")
+    found = _logged_models(client, candidate.case, candidate.key)
+    if found[0].model_id != made.model_id:
+        client.delete_logged_model(made.model_id)
+    return found[0]
+
+
+def _logged_models(client: MlflowClient, case: str, key: str) -> list[LoggedModel]:
+    """The logged models of a candidate, oldest first."""
+    experiment = client.get_experiment_by_name(case)
+    if experiment is None:
+        return []
+    found = client.search_logged_models([experiment.experiment_id], f"tags.`{KEY}` = '{key}'")
+    return sorted(found, key=lambda one: (one.creation_timestamp, one.model_id))
+
+
+def _model_id(version: ModelVersion) -> str | None:
+    """The logged model of a version; None of one from before there were any, whose files are its run's."""
+    source = str(version.source)
+    return source.removeprefix(MODELS) if source.startswith(MODELS) else None
+
+
+def _uploaded(client: MlflowClient, candidate: Candidate, logged: LoggedModel | None) -> LoggedModel:
+    """The logged model with its files: what is ready has them all."""
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model
+
+    assert logged is not None  # only a version goes without
+    if logged.status == LoggedModelStatus.READY:
+        return logged
+    storage.read_manifest(candidate.bundle)
+    about = Model(run_id=logged.source_run_id, artifact_path=logged.artifact_location, model_id=logged.model_id)
+    # Beside the bundle: what a killed try left is swept there.
+    with work_folder(candidate.bundle.parent / "model") as folder:
+        model.write(folder / "model", candidate.bundle, candidate.fields, about)
+        client.log_model_artifacts(logged.model_id, str(folder / "model"))
+    storage.failpoint("register", "uploaded")
+    _link(client, logged.source_run_id, logged.model_id)
+    storage.failpoint("register", "linked")
+    return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+def _link(client: MlflowClient, run: str, logged: str) -> None:
+    """Make a logged model an output of its run, once: MLflow refuses it twice, and two tries may be at it."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    def linked() -> bool:
+        outputs = client.get_run(run).outputs
+        return outputs is not None and logged in [made.model_id for made in outputs.model_outputs]
+
+    if linked():
+        return
+    try:
+        client.log_outputs(run, [LoggedModelOutput(logged, 0)])
+    except MlflowException:
+        if not linked():
+            raise
 
 
 def _registered_model(client: MlflowClient, case: str) -> None:
@@ -248,47 +340,3 @@ def _registered_model(client: MlflowClient, case: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _upload(client: MlflowClient, run: Run, bundle: Path) -> None:
-    """The model in MLflow's ONNX flavour with its signature.
-
-    Requirements are given, or MLflow would run the model to infer them.
-    """
-    import mlflow.onnx
-    import onnx
-    import onnxruntime
-    from mlflow.models import Model
-
-    path = bundle / "model.onnx"
-    try:
-        graph = onnx.load(path)
-    except Exception as error:  # protobuf's DecodeError has no typed home of its own
-        raise DataError(f"{path} is not an ONNX model: remove it and run the step 'export' again") from error
-    # Beside the bundle: what a killed try left is swept there.
-    with work_folder(bundle.parent / "model") as folder:
-        mlflow.onnx.save_model(
-            graph,
-            folder / "model",
-            mlflow_model=Model(run_id=run.info.run_id, artifact_path="model"),
-            signature=_signature(graph),
-            pip_requirements=[f"onnxruntime=={onnxruntime.__version__}"],
-            save_as_external_data=False,
-        )
-        client.log_artifacts(run.info.run_id, str(folder))
-
-
-def _signature(graph: Any) -> ModelSignature:
-    """Names, types and shapes of the graph's inputs and outputs; a free dimension is -1."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    def spec(value: Any) -> TensorSpec:
-        tensor = value.type.tensor_type
-        shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-        return TensorSpec(tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name)
-
-    inputs = Schema([spec(value) for value in graph.graph.input])
-    outputs = Schema([spec(value) for value in graph.graph.output])
-    return ModelSignature(inputs, outputs)

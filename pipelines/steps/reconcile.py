@@ -30,7 +30,7 @@ def run(params: Params, settings: Settings) -> dict[str, Any]:
     staged again from its bundle, one that does not answer is loaded anew. What Triton has loaded of other cases and the
     ledger does not name is unloaded, and a case that came back is loaded. Raises Unavailable, naming what was left as
     it is, if Triton or MLflow is away (the other one is mended all the same), IntegrityError if the champion cannot be
-    brought back.
+    brought back. People are told of an alias that somebody else moved, once.
     """
     case, away = params.case, list[str]()
     repaired: list[str] = []
@@ -45,12 +45,24 @@ def run(params: Params, settings: Settings) -> dict[str, Any]:
         away.append(f"Triton's versions: {error}")
     try:
         repaired += aliases.project(settings, case)
+        _tell_moves(params, settings)
     except Unavailable as error:
         away.append(f"MLflow's aliases: {error}")
     if away:
         raise Unavailable(f"{case} is not reconciled. {'. '.join(away)}. Mended: {', '.join(repaired) or 'nothing'}")
     champion = None if head is None or retired else head.champion
     return {"case": case, "champion": champion, "repaired": repaired}
+
+
+def _tell_moves(params: Params, settings: Settings) -> None:
+    """Tell people of the aliases that somebody moved in MLflow, by this run or whoever repaired them before."""
+    done = []
+    for move in aliases.untold(settings, params.case):
+        notice = runs.moved(params, settings.runbooks, move.alias, move.was, move.found, move.number, wall_time())
+        if runs.tell_once(params, settings, notice):
+            done.append(move.number)
+    if done:
+        aliases.told(settings, params.case, done)
 
 
 def _others(params: Params, settings: Settings) -> list[str]:

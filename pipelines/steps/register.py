@@ -24,8 +24,8 @@ from pipelines.reports import training as figures
 
 FILES = (("gate", "verdict.json"), *((step, name) for step, names in REGISTER.files.items() for name in names))
 """What the run keeps beside the model, by step; a training without a loop has no metrics by step."""
-FAILPOINTS = ("run", "version")
-"""Beyond those of a commit: after MLflow's run was made, after the model version was made."""
+FAILPOINTS = ("run", "model", "uploaded", "linked", "version")
+"""Beyond those of a commit: after MLflow's run, its logged model, that one's files and place, the version were made."""
 
 
 def work(run: Run, read: Read) -> Work:
@@ -65,6 +65,7 @@ def _candidate(run: Run, read: Read, plots: Sequence[Path]) -> register.Candidat
     kept = [run.dir / step / name for step, name in FILES]
     return register.Candidate(
         case=run.case,
+        fields=load_fields(run.case),
         as_of=run.as_of,
         key=read["gate"].key,
         train=read["train"].key,

@@ -107,7 +107,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
             await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.holding(size):
+            with gateway.using(request.model_name) as case, gateway.door.holding(size, case.name):
                 found = await inference.infer(
                     gateway,
                     case,

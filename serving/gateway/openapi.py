@@ -27,6 +27,7 @@ from pipelines.fields import (
     Numeric,
     Vector,
 )
+from pipelines.problems import allowed
 from serving.gateway.refusal import JSON
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ _REFUSALS = {
 }
 _LOOK = {
     "/healthz": "Does the process run?",
-    "/readyz": "Does every champion answer?",
+    "/readyz": "Do champions answer?",
     "/metrics": "Figures for Prometheus",
 }
 
@@ -252,7 +253,7 @@ def _predict(fields: Fields, most: int) -> Json:
         "event_time": {**_TIME, "description": "when the row happened (default: now)"},
     }
     row = {"type": "object", "required": list(fields.names), "properties": properties, "additionalProperties": False}
-    example = {"prediction_id": FIRST, **{field.name: _example(field) for field in fields.fields}}
+    example = {"prediction_id": FIRST, **{field.name: allowed(field) for field in fields.fields}}
     return {"schema": _list_of("rows", row, most), "example": {"rows": [example]}}
 
 
@@ -295,7 +296,7 @@ def _labels(fields: Fields, most: int) -> Json:
 def _example_of(fields: Fields, place: int) -> Any:
     """What is predicted or true of the row of the examples: the class at ``place``, or a number."""
     if fields.number is not None:
-        return _example(Numeric(fields.label, fields.number.low, fields.number.high))
+        return allowed(Numeric(fields.label, fields.number.low, fields.number.high))
     return _outcome(fields)["enum"][place]
 
 
@@ -359,29 +360,3 @@ def _schema_of_value(field: Field) -> Json:
     if isinstance(field, Attribute):
         return {"type": "string", "maxLength": field.max_chars, **about}
     return {"type": "string", "minLength": 1, "maxLength": field.max_chars, **about}
-
-
-def _example(field: Field) -> str | float | bool | list[float]:
-    """A value that the gateway takes: the first of a vocabulary, a number within the bounds."""
-    if isinstance(field, Flag):
-        return True
-    if isinstance(field, Vector):
-        return [0.5] * field.size
-    if isinstance(field, Moment):
-        return "2024-05-01T12:00:00Z"
-    if isinstance(field, Attribute):
-        return "example"[: field.max_chars]
-    if isinstance(field, Categorical):
-        return field.values[0]
-    if isinstance(field, Numeric):
-        low = field.low
-        if low is None:
-            low = min(0.0, field.high or 0.0)
-        high = field.high
-        if high is None:
-            high = low + 2
-        value = (low + high) / 2
-        if field.integer:
-            return int(value)
-        return value
-    return "What somebody would write here, in a sentence or in a page."[: field.max_chars]

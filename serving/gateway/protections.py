@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -53,7 +54,9 @@ class Door:
         self._rate = parse(bounds.rate)
         self._bounds = bounds
         self._told = told
-        self._inside = self._pending = 0  # requests that are being answered, and the bytes of their bodies
+        # Requests that are being answered and the bytes of their bodies: of each case, and of all together under "".
+        self._inside: Counter[str] = Counter()
+        self._pending: Counter[str] = Counter()
 
     async def admit(self, key: str, address: str) -> None:
         """Raise Refused: 401 for a missing or wrong ``key``, 429 above its rate (without keys: the address')."""
@@ -92,51 +95,58 @@ class Door:
         return await self._limiter.hit(self._rate, caller)
 
     @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request that is being answered until the block ends.
+    async def body(self, request: Request, case: str) -> AsyncIterator[bytes]:
+        """The body of a request for ``case`` that is being answered until the block ends.
 
         Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at
-        a time.
+        a time, of all cases and of one.
         """
-        with self._place():
+        with self._place(case):
             parts: list[bytes] = []
             try:
-                await self._read(request, parts)
+                await self._read(request, case, parts)
                 yield b"".join(parts)
             finally:
-                self._pending -= sum(map(len, parts))
+                self._let_go(case, sum(map(len, parts)))
 
     @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """A request of ``size`` bytes, whole already, that is being answered until the block ends.
+    def holding(self, size: int, case: str) -> Iterator[None]:
+        """A request of ``size`` bytes for ``case``, whole already, that is being answered until the block ends.
 
         Raises Refused (503) beyond what a worker takes at a time.
         """
-        with self._place():
-            self._hold(size)
+        with self._place(case):
+            self._hold(case, size)
             try:
                 yield
             finally:
-                self._pending -= size
+                self._let_go(case, size)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._inside >= self._bounds.max_requests:
-            raise _busy(f"{self._inside} requests are being answered")
-        self._inside += 1
-        self._told(self._inside)
+    def _place(self, case: str) -> Iterator[None]:
+        bound = self._bounds.max_requests
+        for whose, most in (("", bound), (case, max(1, int(bound * self._bounds.case_share)))):
+            if self._inside[whose] >= most:
+                raise _busy(f"{self._inside[whose]} requests {_of(whose)}are being answered")
+        self._inside.update(("", case))
+        self._told(self._inside[""])
         try:
             yield
         finally:
-            self._inside -= 1
-            self._told(self._inside)
+            self._inside.subtract(("", case))
+            self._told(self._inside[""])
 
-    def _hold(self, size: int) -> None:
-        if self._pending + size > self._bounds.max_pending_bytes:
-            raise _busy("as many bytes as fit are being answered")
-        self._pending += size
+    def _hold(self, case: str, size: int) -> None:
+        bound = self._bounds.max_pending_bytes
+        for whose, most in (("", bound), (case, int(bound * self._bounds.case_share))):
+            if self._pending[whose] + size > most:
+                raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
+        self._pending.update({"": size, case: size})
 
-    async def _read(self, request: Request, parts: list[bytes]) -> None:
+    def _let_go(self, case: str, size: int) -> None:
+        self._pending.subtract({"": size, case: size})
+
+    async def _read(self, request: Request, case: str, parts: list[bytes]) -> None:
         most = self._bounds.max_body_bytes
         declared = request.headers.get("content-length", "")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
@@ -148,7 +158,7 @@ class Door:
                 size += len(part)
                 if size > most:
                     raise self._too_long(close=True)
-                self._hold(len(part))
+                self._hold(case, len(part))
                 parts.append(part)
         except ClientDisconnect as error:
             raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error
@@ -162,6 +172,10 @@ class Door:
             f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows",
             headers={"Connection": "close"} if close else None,
         )
+
+
+def _of(case: str) -> str:
+    return f"for {case} " if case else ""
 
 
 def _busy(what: str) -> Refused:

@@ -10,6 +10,8 @@ from pipelines.errors import PerennialError
 from serving.gateway.versions import probe
 
 if TYPE_CHECKING:
+    from serving.gateway.cases import Case
+    from serving.gateway.routing import Route
     from serving.gateway.state import Gateway
 
 
@@ -25,7 +27,10 @@ class Readiness:
         self._fresh_until = 0.0
 
     async def answer(self) -> dict[str, Any]:
-        """The answer of /readyz, at most ``ready_seconds`` old: ``ready``, and why not."""
+        """The answer of /readyz, at most ``ready_seconds`` old: ``ready``, ``every`` case, and why not.
+
+        One sick case does not make a worker unready, which serves the others: it is, if no champion answers.
+        """
         if self._look is None or (self._look.done() and time.monotonic() >= self._fresh_until):
             self._look = asyncio.create_task(self._ask())
         return await asyncio.shield(self._look)  # a caller that goes away takes nobody's answer along
@@ -38,30 +43,32 @@ class Readiness:
 
 
 async def _ask(gateway: Gateway) -> dict[str, Any]:
-    cases: dict[str, dict[str, Any]] = {}
-    for name, case in gateway.cases.items():
-        if (route := case.route) is None or route.retired:
-            continue
-        try:
-            champion, _previous = gateway.routing.versions(name, route)
-            probed = await champion.parts(probe(case.fields))
-            await gateway.triton.score(case.fields, champion.number, probed, gateway.triton.deadline())
-            cases[name] = {"champion": champion.number, "ready": True}
-        except PerennialError as error:
-            cases[name] = {
-                "champion": route.release.champion if route.release else None,
-                "ready": False,
-                "error": str(error),
-            }
-        if route.damaged:
-            cases[name]["damaged"] = route.damaged
-    answer: dict[str, Any] = {"ready": all(case["ready"] for case in cases.values()), "cases": cases}
+    routes = {name: case.route for name, case in gateway.cases.items() if case.route and not case.route.retired}
+    # At once: one that is waited for keeps nobody from knowing of the others.
+    probed = await asyncio.gather(*(_probe(gateway, gateway.cases[name], route) for name, route in routes.items()))
+    cases = dict(zip(routes, probed, strict=True))
+    every = all(case["ready"] for case in probed)
+    answer: dict[str, Any] = {"ready": every or any(case["ready"] for case in probed), "every": every, "cases": cases}
     out = {name: case.route.retired for name, case in gateway.cases.items() if case.route and case.route.retired}
     answer["retired"] = {name: str(retirement) for name, retirement in out.items()}
     answer["without_champion"] = [name for name in gateway.cases if name not in {*cases, *out}]
     answer["broken"] = gateway.broken
     if gateway.routing.polled is None:
-        answer |= {"ready": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
+        answer |= {"ready": False, "every": False, "error": "the ledger has not answered yet: see PERENNIAL_LEDGER_URL"}
     if trouble := gateway.disk():
-        answer |= {"ready": False, "error": trouble}
+        answer |= {"ready": False, "every": False, "error": trouble}
     return answer
+
+
+async def _probe(gateway: Gateway, case: Case, route: Route) -> dict[str, Any]:
+    """Whether the champion of a route answers a real inference."""
+    about: dict[str, Any]
+    try:
+        champion, _previous = gateway.routing.versions(case.name, route)
+        parts = await champion.parts(probe(case.fields))
+        await gateway.triton.score(case.fields, champion.number, parts, gateway.triton.deadline())
+        about = {"champion": champion.number, "ready": True}
+    except PerennialError as error:
+        number = route.release.champion if route.release else None
+        about = {"champion": number, "ready": False, "error": str(error)}
+    return about | ({"damaged": route.damaged} if route.damaged else {})

@@ -72,16 +72,18 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz")
-async def readyz(request: Request) -> Response:
-    """Whether every champion of the ledger answers a real inference: 200, else 503 and why.
+async def readyz(request: Request, *, every: bool = False) -> Response:
+    """Whether champions of the ledger answer a real inference: 200, or 503 and why if none does.
 
-    No champion yet is no fault. It is asked once for all who want to know within a second. ``damaged`` says of a case
+    With ``?every=true`` it is 503 if one of them does not: for who waits for a start, or for a person. No champion yet
+    is no fault. It is asked once for all who want to know within a second. ``damaged`` says of a case
     what the ledger holds that it did not write. ``broken`` names the cases whose folders cannot be used, and what to
     do: the others are none the worse for it.
     """
     readiness: Readiness = request.app.state.readiness
     answer = await readiness.answer()
-    return Response(_encoder.encode(answer), 200 if answer["ready"] else 503, media_type=JSON)
+    good = answer["every" if every else "ready"]
+    return Response(_encoder.encode(answer), 200 if good else 503, media_type=JSON)
 
 
 @router.get("/metrics")
@@ -115,5 +117,5 @@ async def entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, C
     gateway: Gateway = request.app.state.gateway
     await gateway.door.admit(request.headers.get(HEADER, ""), request.client.host if request.client else "")
     with gateway.using(name) as case:
-        async with gateway.door.body(request) as body:
+        async with gateway.door.body(request, case.name) as body:
             yield gateway, case, body

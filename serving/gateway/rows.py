@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -36,7 +36,7 @@ from pipelines.fields import (
     Vector,
 )
 from pipelines.params import EventTimes, too_high
-from serving.gateway.problems import Problem, Time, out_of_time, problem, problem_of_time
+from pipelines.problems import Problem, out_of_time, problem, problem_of_time
 from serving.gateway.refusal import Refused
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 Check = Callable[[object], Problem | None]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SAFE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _HEAD = re.compile(rb'[ \t\n\r]*\{[ \t\n\r]*("(?:[^"\\]|\\.){0,200}")[ \t\n\r]*:[ \t\n\r]*')
 _TAIL = re.compile(rb"\][ \t\n\r]*\}[ \t\n\r]*")
@@ -52,6 +51,8 @@ MOST_REPEATS = 4
 """An item with more keys than this many times its fields is not read to say what is wrong with it."""
 LONGEST_INTEGER = 400
 """Digits that are read of one: with so many it is beyond every float."""
+Time = Annotated[datetime, Meta(tz=True)]
+"""An ISO 8601 time with seconds and a zone."""
 _Id = Annotated[str, Meta(pattern=ID_PATTERN)]
 
 
@@ -118,7 +119,7 @@ def row_shape(fields: Fields, most: int) -> Shape:
         forbid_unknown_fields=True,
         gc=False,
     )
-    checks = {field.name: _field_check(field) for field in fields.fields}
+    checks = {field.name: partial(problem, field) for field in fields.fields}
     if fields.text is not None:
         _visible()  # made now, not by the first request
     shape = _shape("rows", row, fields.names, checks, most)
@@ -132,7 +133,7 @@ def label_shape(fields: Fields, most: int) -> Shape:
     checks: dict[str, Check] = {"label": _whole("label", 0, 1), "revision": _whole("revision", 0, 2**31 - 1)}
     if fields.number is not None:
         declared = Numeric("label", fields.number.low, fields.number.high)
-        checks["label"] = _field_check(declared)
+        checks["label"] = partial(problem, declared)
         number = msgspec.defstruct(
             "NumberLabel",
             [("label", _annotation(declared))],
@@ -462,16 +463,6 @@ def _value(field: Field) -> Any:
     low = -FLOAT32_MAX if field.low is None else max(field.low, -FLOAT32_MAX)
     high = FLOAT32_MAX if field.high is None else min(field.high, FLOAT32_MAX)
     return Annotated[float, Meta(ge=low, le=high, multiple_of=1 if field.integer else None)]
-
-
-def _field_check(field: Field) -> Check:
-    def check(value: object) -> Problem | None:
-        found = problem(field, value)
-        if found is None and isinstance(value, str) and _SURROGATE.search(value):
-            return Problem(field.name, "not_unicode", "holds a lone surrogate: send Unicode text")
-        return found
-
-    return check
 
 
 def _whole(name: str, low: int, high: int) -> Check:

@@ -26,6 +26,8 @@ class Bounds(BaseSettings):
     """
     max_pending_bytes: int = Field(default=64 * 2**20, gt=0)
     """Bytes of bodies that one worker holds at a time."""
+    case_share: float = Field(default=0.75, gt=0, le=1)
+    """What part of these two bounds one case may take: what it sends beyond does not keep others waiting."""
     max_connections: int = Field(default=1000, gt=0)
     """Open connections of one worker.
 

@@ -23,8 +23,8 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines.channel import OPTIONS, credentials
 from pipelines.errors import Unavailable
 from pipelines.fields import Fields
+from pipelines.parts import Part, together
 from serving.gateway.joining import Call, Lane, Refusal
-from serving.gateway.parts import Part, together
 from serving.gateway.tracing import handed_on
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import PerennialError, Unavailable
 from pipelines.fields import EARLIEST, EVENT_TIME, Categorical, Field, Fields, Flag, Moment, Numeric, Vector
 from pipelines.files import file_sha256
+from pipelines.parts import Part, cut
 from pipelines.text import TOKENIZER, load_tokenizer
-from serving.gateway.parts import Part, cut
 
 READ = (BUNDLE, TOKENIZER)
 """What the gateway reads of a bundle; it is what was released, or the version is not served."""

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.problems import ProblemCode
 from pipelines.reports import metrics as loop
 from pipelines.storage import canonical_json
 from serving.gateway.metrics import Metrics
-from serving.gateway.problems import ProblemCode
 from tests.compose.stackfile import ROOT, load, services
 from tests.embedded.test_airflow_metrics import watching
 from tests.pipelines.alerts.found import NOW, PARAMS

@@ -1,11 +1,16 @@
-"""A table with every kind of field and a text beside it behind the real gateway: over HTTP, logged, after a restart."""
+"""A table with every kind of field and a text beside it behind the real gateway: over HTTP, logged, after a restart.
+
+A frame of the same rows that MLflow's copy is given is answered in the same way.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import grpc
 import numpy as np
+import pandas as pd
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -26,6 +31,7 @@ from tests.conformance.table import (
     installed,
     own_answers,
 )
+from tests.pipelines.registry.packed import packed
 from tests.serving.gateway.world import client, fake_triton, lines, make_home, release
 
 PREDICT = f"/v1/cases/{CASE}/predict"
@@ -121,3 +127,65 @@ def test_null_and_absence_are_told_apart(served):
             assert null.status_code == (200 if field.missing else 422)
             assert ("null" in declared[field.name]["type"]) == field.missing
             assert (absent.status_code, absent.json()["field"]) == (422, field.name)
+
+
+def test_a_frame_is_answered_as_the_gateway_answers(served, tmp_path):
+    """To the bit, with nulls, times as texts or as times, categories as such, and its own index.
+
+    Other columns and their order do not matter.
+    """
+    rows, _, settings = served
+    requests = _requests(rows)
+    frame = pd.DataFrame(requests, index=range(100, 100 + len(requests)))[::-1]
+    with client(settings) as http:
+        answers = {row["prediction_id"]: row for row in http.post(PREDICT, json={"rows": requests}).json()["rows"]}
+    times = {name: pd.to_datetime(frame[name], format="ISO8601") for name in ("event_time", "due", "seen")}
+    other = frame.assign(**times, plain=frame["plain"].astype("category"))
+    with packed(tmp_path, settings.root / "bundle") as model:
+        for given in (frame, other):
+            found = model.predict(given)
+            assert found.index.equals(frame.index)
+            assert found["problem"].isna().all()
+            told = zip(frame["prediction_id"], found["prediction"], found["score"], strict=True)
+            assert [(answers[own]["prediction"], answers[own]["score"]) for own, _, _ in told] == list(
+                found[["prediction", "score"]].itertuples(index=False, name=None)
+            )
+
+
+BAD = {
+    "number": [None, True, "1", 1e7, float("inf")],
+    "whole": [0.5, 10],
+    "plain": [None, "z", 1, "\ud800"],
+    "new": ["x" * 201, 1],
+    "flag": [None, 1, "true"],
+    "embedding": [None, [1.0], [1.0] * 4 + [None], "text"],
+    "due": [None, "2024-05-01", "2024-05-01T12:00:00", "1800-01-01T00:00:00Z", 5],
+    "note": [1, "", "\u200b", "x" * 20_001],
+    "customer": [None, 1, "x" * 201],
+    "event_time": ["yesterday", "1800-01-01T00:00:00Z"],
+}
+
+
+def test_a_row_that_the_gateway_refuses_has_its_words_and_no_answer(served, tmp_path):
+    """Each kind of bad value is told as the gateway tells it, and the rows beside it are answered as without it."""
+    rows, _, settings = served
+    good = _requests(rows)[10:13]
+    bad = [{**good[0], name: value} for name, values in BAD.items() for value in values]
+    with client(settings) as http, packed(tmp_path, settings.root / "bundle") as model:
+        alone = model.predict(pd.DataFrame(good))
+        mixed = model.predict(pd.DataFrame([*good, *bad]))
+        for row, found in zip(bad, mixed.iloc[len(good) :].to_dict("records"), strict=True):
+            sent = json.dumps({"rows": [row]}).replace("Infinity", "1e999")
+            answer = http.post(PREDICT, content=sent, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, answer.json()["error"]) == (422, f"row 0: {found['problem']}"), row
+            assert (found["prediction"], found["score"]) == (None, None)
+        assert mixed.iloc[: len(good)].to_dict("records") == alone.to_dict("records")
+
+
+def test_a_frame_without_a_field_is_refused_as_a_whole(served, tmp_path):
+    """The missing columns are named, and nothing that the frame holds."""
+    rows, _, settings = served
+    frame = pd.DataFrame(_requests(rows)).drop(columns=["number", "region"])
+    told = r"column\(s\) number, region missing: send customer, number, open"
+    with packed(tmp_path, settings.root / "bundle") as model, pytest.raises(Exception, match=told):
+        model.predict(frame)

@@ -65,11 +65,17 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """The same with a typo in the loans case, a case for each of BROKEN, bank's profiles mapped over days.
+    """The same with a typo in the loans case, a case for each of BROKEN, bank's profiles and desk's source mapped.
 
     Schedules are switched off.
     """
     cases = tmp_path_factory.mktemp("cases")
+    path = shop.write(cases, "desk") / "params.yaml"
+    (path.parent / "source.py").unlink()
+    params = yaml.safe_load(path.read_text())
+    params["source"] = {"kind": "files", "url": "desk/*.parquet"}
+    params["dataset"]["mapped_days"] = 7
+    path.write_text(yaml.safe_dump(params))
     for case, (file, before, after, _) in BROKEN.items():
         path = shop.write(cases, case) / file
         assert before in path.read_text()
@@ -147,6 +153,19 @@ def test_profiles_can_be_mapped_over_days(broken):
     assert sorted(dag["order"][2:]) == sorted(DRIFT)
     assert {("profile_days", "profile_day"), ("profile_day", "profile")} <= set(map(tuple, dag["edges"]))
     assert dag["rules"]["profile"] == "none_failed"
+
+
+def test_a_source_can_be_read_by_mapped_tasks(broken):
+    """A case that asks for it has a task per stretch of days ahead of `ingest`, which also runs when there was none.
+
+    The rest is as ever, and a part makes no asset.
+    """
+    dag = broken["dags"]["desk_training"]
+    assert dag["order"] == ["ingest_days", "ingest_part", *TRAINING]
+    parts = [["ingest_days", "ingest_part"], ["ingest_part", "ingest"]]
+    assert dag["edges"] == sorted([*parts, *map(list, pairwise(TRAINING))])
+    assert dag["rules"]["ingest"] == "none_failed"
+    assert "ingest_part" not in dag["lineage"]
 
 
 def test_only_the_training_may_take_long(report):
@@ -238,7 +257,7 @@ def test_a_broken_case_stops_itself_only(broken):
     The DAGs of the other cases are all there.
     """
     assert sorted(broken["dags"]) == sorted(
-        f"{case}_{kind}" for case in case_names() if case != "loans" for kind in KINDS
+        f"{case}_{kind}" for case in [*case_names(), "desk"] if case != "loans" for kind in KINDS
     )
     assert list(broken["errors"]) == ["perennial_cases.py"]
     assert "case loans has no DAGs" in broken["errors"]["perennial_cases.py"]

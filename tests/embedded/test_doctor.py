@@ -140,7 +140,8 @@ def test_secrets_that_others_may_read(settings, monkeypatch, tmp_path):
     (settings.root / "api_key").chmod(0o644)
     assert said("secrets", settings)[0] == []  # its folder is the owner's alone
     settings.root.chmod(0o755)
-    (settings.root / "secrets").mkdir(mode=0o755)
+    (settings.root / "secrets").mkdir()
+    (settings.root / "secrets").chmod(0o755)  # whatever the umask says
     (settings.root / "secrets" / "mlflow_password").write_text("secret")
     given = tmp_path / "webhook"
     given.write_text("secret")

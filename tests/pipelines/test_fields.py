@@ -34,9 +34,9 @@ from pipelines.fields import (
     from_json,
     to_json,
 )
+from pipelines.problems import problem
 from pipelines.settings import Settings
 from pipelines.storage import canonical_json
-from serving.gateway.problems import problem
 
 REPORTS = Fields(case="reports", label="team", classes=("a", "b", "c"), fields=(Text("text", max_chars=20),))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from pipelines import segments
 from pipelines.cases import load_fields
@@ -217,3 +218,43 @@ def test_the_command_line_takes_a_file(home, capsys):
 
     assert main(["import", "shop", "--from", str(home / "data" / "shop.csv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]["added"] == 400
+
+
+def test_scores_of_classes_are_lists_of_all_probabilities(home):
+    """Of classes the likeliest is what was answered; a list that is no distribution, or a single number, is refused."""
+    shop.edit(home / "cases" / "shop" / "schema.py", ('label="sold",', 'label="sold", classes=("no", "yes", "later"),'))
+    given = pl.read_csv(home / "data" / "shop.csv").with_columns(pl.col("sold").replace_strict({0: "later", 1: "yes"}))
+    right, wrong = [0.25, 0.125, 0.625], [0.5, 0.5, 0.5]
+    scored = given.with_columns(p=pl.Series([right] * 399 + [wrong]))
+    scored.write_parquet(home / "data" / "classes.parquet")
+    answer = take(home, "classes.parquet", score="p")
+    assert (answer["rows"]["added"], answer["rows"]["refused"]) == (399, 1)
+    rows = logged(home)
+    assert rows.select("prediction", "score").unique().rows() == [(2, 0.625)]
+    assert rows["scores"].to_list() == [right] * 399
+    assert set(labels(home)["label"]) == {1, 2}
+    given.with_columns(p=0.5).write_csv(home / "data" / "single.csv")
+    with pytest.raises(DataError, match="with classes a score is a list of the probabilities of all 3"):
+        take(home, "single.csv", score="p")
+
+
+def test_scores_of_numbers_are_the_numbers(home):
+    """What was answered is the number itself, within the bounds of what is predicted."""
+    target = 'label="sold", target=Number("EUR", 0, 100),'
+    shop.edit(
+        home / "cases" / "shop" / "schema.py",
+        ('label="sold",', target),
+        ("import Categorical, Fields, Numeric", "import Categorical, Fields, Number, Numeric"),
+    )
+    path = home / "cases" / "shop" / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["gate"] |= {"metric": "rmse", "min_lift": 0.1}
+    params["drift"] |= {"min_metric_drop": 0.1}
+    params["train"].pop("label_smoothing", None)
+    path.write_text(yaml.safe_dump(params))
+    given = pl.read_csv(home / "data" / "shop.csv").with_columns(sold=pl.col("sold") * 7.5)
+    given.with_columns(p=pl.Series([3.5] * 399 + [101.0])).write_csv(home / "data" / "numbers.csv")
+    answer = take(home, "numbers.csv", score="p")
+    assert (answer["rows"]["added"], answer["rows"]["refused"]) == (399, 1)
+    assert logged(home).select("prediction", "score").unique().rows() == [(3.5, 3.5)]
+    assert set(labels(home)["label"]) == {0.0, 7.5}

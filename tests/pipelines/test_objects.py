@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 
 import polars as pl
 import pytest
 
 from pipelines import objects, storage
-from pipelines.data import lake
+from pipelines.cases.loans import source as loans
+from pipelines.data import lake, log
 from pipelines.drift.profile import spec
 from pipelines.errors import ConfigError, NotKept, Unavailable
 from pipelines.settings import Settings
 from tests import stores
+from tests.pipelines.data import loglines
 
 AS_OF = datetime(2024, 5, 1, tzinfo=UTC)
 RUN = Path("artefacts/bank/20240501T000000Z")
@@ -41,15 +45,17 @@ def url(server, request):
 
 def home(folder: Path, url: str) -> Settings:
     """A machine's state folder that has the store."""
-    settings = Settings(home=folder, lake_url=url)
+    settings = Settings(home=folder, lake=url)
     objects.attach(settings)
     return settings
 
 
-def commit(settings: Settings, key: str = "k1", text: str = "hello", step: str = "train"):
-    """A step's folder with one file."""
+def commit(settings: Settings, key: str = "k1", text: str = "hello", step: str = "train", together=None):
+    """A step's folder with one file; ``together`` is where builders wait for each other."""
 
     def build(work: Path) -> dict[str, str]:
+        if together is not None:
+            together.wait(60)
         (work / "sub").mkdir()
         (work / "sub" / "data.txt").write_text(text)
         return {"said": text}
@@ -98,12 +104,12 @@ def test_a_later_content_takes_the_place_on_every_machine_and_the_earlier_one_is
 def test_of_eight_machines_that_commit_at_once_one_wins(tmp_path, url, server):
     """40 rounds of eight machines that race for one manifest: one winner each, and all have what it made."""
     machines = [home(tmp_path / str(number), url) for number in range(8)]
+    together = Barrier(8)
     with ThreadPoolExecutor(8) as pool:
         for turn in range(40):
             step = f"step{turn}"
-            made = list(
-                pool.map(lambda number, step=step: commit(machines[number], f"k{number}", str(number), step), range(8))
-            )
+            every = [(machine, f"k{number}", str(number), step, together) for number, machine in enumerate(machines)]
+            made = list(pool.map(lambda arguments: commit(*arguments), every))
             assert len({manifest.key for manifest in made}) == 1
             assert {(one.root / RUN / step / "sub" / "data.txt").read_text() for one in machines} == {
                 made[0].facts["said"]
@@ -160,14 +166,36 @@ def test_days_of_rows_are_read_where_they_were_not_written(tmp_path, url):
     assert lake.write_days(third, "bank", rows) == partitions
 
 
+def test_the_compacted_log_is_read_where_it_was_not_written(tmp_path, url):
+    """What one machine compacts another one reads, rows and labels, and a copy that is thrown away comes again."""
+    one, other = home(tmp_path / "one", url), home(tmp_path / "other", url)
+    day = date(2020, 5, 1)
+    sent = loans.generate(day, rows_per_day=48).with_columns(label_time=pl.col("event_time") + timedelta(days=7))
+    loglines.write(one, "loans", "predictions", "a", loglines.predictions(sent, loans.FIELDS))
+    loglines.write(one, "loans", "labels", "b", loglines.labels(sent, loans.FIELDS))
+    assert log.compact(one, "loans") == 2
+    window, end = log.window_of(day), datetime(2020, 6, 1, tzinfo=UTC)
+    rows, labels = log.read_predictions(one, "loans", window), log.read_labels(one, "loans", end)
+
+    for settings in (other, one):
+        for kind in ("predictions", "labels"):
+            objects.need_folder(settings.lake_dir / "loans" / kind / "segments")
+        assert log.first_day(settings, "loans") == day
+        assert log.read_predictions(settings, "loans", window).equals(rows)
+        assert log.read_labels(settings, "loans", end).equals(labels)
+        shutil.rmtree(one.lake_dir)
+    for kind in ("predictions", "labels"):
+        objects.need_folder(one.lake_dir / "loans" / kind / "segments")
+    assert log.compact(one, "loans") == 0
+
+
 def test_scales_are_frozen_once_for_all_machines(tmp_path, url, monkeypatch):
     """Of two machines that freeze a case's scales the first one's hold for both."""
     from pipelines.cases import load_fields
     from pipelines.cases.loans.source import generate
 
-    monkeypatch.setattr(spec, "_read", spec._read)
     one, other = home(tmp_path / "one", url), home(tmp_path / "other", url)
-    monkeypatch.setattr(Settings, "profile_file", lambda self, case: self.lake / case / "profile.json")
+    monkeypatch.setattr(Settings, "profile_file", lambda self, case: self.lake_dir / case / "profile.json")
     fields = load_fields("loans")
     days = [generate(AS_OF.replace(day=day).date(), rows_per_day=300, seed=day) for day in (1, 2)]
 
@@ -175,7 +203,9 @@ def test_scales_are_frozen_once_for_all_machines(tmp_path, url, monkeypatch):
     second = spec.freeze_spec(fields, other, lambda: days[1])
 
     assert first == second
-    assert (other.lake / "loans" / "profile.json").read_bytes() == (one.lake / "loans" / "profile.json").read_bytes()
+    assert (other.lake_dir / "loans" / "profile.json").read_bytes() == (
+        one.lake_dir / "loans" / "profile.json"
+    ).read_bytes()
 
 
 def test_a_state_of_before_is_pushed_by_one_command(tmp_path, url, server):
@@ -185,7 +215,7 @@ def test_a_state_of_before_is_pushed_by_one_command(tmp_path, url, server):
     commit(plain, key="k2", text="again")
     partitions = lake.write_days(plain, "bank", pl.DataFrame({"id": ["a"], "event_time": [AS_OF]}))
 
-    settings = Settings(home=tmp_path / "old", lake_url=url)
+    settings = Settings(home=tmp_path / "old", lake=url)
     assert objects.push(settings) == {"files": 1, "folders": 2}
     assert objects.push(settings)["folders"] == 0
 
@@ -198,8 +228,8 @@ def test_a_state_of_before_is_pushed_by_one_command(tmp_path, url, server):
 @pytest.mark.parametrize("address", ["s3:/nothing", "ftp://somewhere/x", "nonsense"])
 def test_an_address_that_is_none_says_so(tmp_path, address):
     """A store's address that nothing can be made of is refused at once, with what one looks like."""
-    with pytest.raises(ConfigError, match=r"PERENNIAL_LAKE_URL=.* is no address of a store .*s3://bucket/prefix"):
-        objects.attach(Settings(home=tmp_path, lake_url=address))
+    with pytest.raises(ConfigError, match=r"PERENNIAL_LAKE=.* is no address of a store .*s3://bucket/prefix"):
+        objects.attach(Settings(home=tmp_path, lake=address))
 
 
 def test_only_lake_and_artefacts_of_a_state_are_in_its_store(tmp_path, url, server):
@@ -224,7 +254,7 @@ def test_the_line_goes_from_machine_to_machine(tmp_path, url):
             **os.environ,
             "PERENNIAL_HOME": str(tmp_path / folder),
             "PERENNIAL_LEDGER_URL": ledgers[ledger],
-            "PERENNIAL_LAKE_URL": store,
+            "PERENNIAL_LAKE": store,
             "POLARS_MAX_THREADS": "1",
         }
         command = [sys.executable, "-m", "pipelines", name, "--case", "loans", "--as-of", "2020-05-01"]

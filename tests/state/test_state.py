@@ -324,7 +324,9 @@ def test_compaction_goes_on(state):
         }
 
     def stored(kind: str) -> int:
-        return sum(pl.read_parquet(path).height for path in (state.lake / CASE / kind).glob("date=*/hour=*/*.parquet"))
+        return sum(
+            pl.read_parquet(path).height for path in (state.lake_dir / CASE / kind).glob("date=*/hour=*/*.parquet")
+        )
 
     assert prediction_log.compact(state, CASE) > 0
     assert prediction_log.compact(state, CASE) == 0
@@ -337,7 +339,7 @@ def test_compaction_goes_on(state):
     highest = {line["prediction_id"]: line["label"] for line in by_revision}
     assert dict(found["labels"].select("id", "label").iter_rows()) == highest
     for kind in prediction_log.KINDS:
-        shutil.rmtree(state.lake / CASE / kind)
+        shutil.rmtree(state.lake_dir / CASE / kind)
     prediction_log.compact(state, CASE)
     for kind, frame in held().items():
         assert frame.equals(found[kind])

@@ -36,7 +36,7 @@ def verdicts(state: Path) -> dict[str, dict]:
 def test_the_demo_decides_the_same_on_a_store_as_on_disk(tmp_path):
     """Metrics, drift of every day and every verdict are those of a state on disk, and the store holds all of it."""
     with stores.s3() as server:
-        there = demo(tmp_path / "store", PERENNIAL_LAKE_URL=f"s3://{stores.BUCKET}/demo")
+        there = demo(tmp_path / "store", PERENNIAL_LAKE=f"s3://{stores.BUCKET}/demo")
         pages = server.client.get_paginator("list_objects_v2").paginate(Bucket=stores.BUCKET)
         names = {one["Key"].removeprefix("demo/") for page in pages for one in page.get("Contents", [])}
     here = demo(tmp_path / "disk")

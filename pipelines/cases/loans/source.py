@@ -7,6 +7,7 @@ TKDE 5(6):914-925, 1993: nine attributes, and classification functions over them
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -174,6 +175,15 @@ def resolve(settings: Settings, params: Params) -> Source:
 
 def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     """Canonical rows of ``window`` with their labels: pinned days from the file, all others generated."""
+    return canonical(pl.concat(_delivered(source, window, params)), FIELDS, window, params)
+
+
+def pieces(source: Source, window: Window, params: Params) -> Iterator[pl.DataFrame]:
+    """The same day by day, as they are delivered: so they need not be held together."""
+    return _delivered(source, window, params)
+
+
+def _delivered(source: Source, window: Window, params: Params) -> Iterator[pl.DataFrame]:
     since, until = params.period
     start = max(window.start, since)
     end = window.end
@@ -183,9 +193,9 @@ def rows(source: Source, window: Window, params: Params) -> pl.DataFrame:
     pinned = pl.DataFrame(schema=frame_schema(FIELDS)).drop("label_time")
     if source.path is not None:
         pinned = pl.read_parquet(source.path)
+    yield pinned
     held = set(pinned["event_time"].dt.date().unique())
-    frames = [_day(day, params) for day in days if day not in held and day <= end.date()]
-    return canonical(pl.concat([pinned, *frames]), FIELDS, window, params)
+    yield from (_day(day, params) for day in days if day not in held and day <= end.date())
 
 
 def write_pinned(path: Path, first: date, days: int, params: Params) -> None:

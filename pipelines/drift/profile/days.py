@@ -64,7 +64,7 @@ def keep(
     Files: ``lake/<case>/profiles/<spec>/date=D/<hash16>.parquet`` and ``date=D/hour=H/<hash16>.parquet``; paths are
     relative to the state folder.
     """
-    folder = settings.lake / case / "profiles" / spec.version / f"date={day}"
+    folder = settings.lake_dir / case / "profiles" / spec.version / f"date={day}"
     kept: list[dict[str, Any]] = []
     if each_hour:
         for hour, profile in hours.items():

@@ -210,7 +210,7 @@ def freeze_spec(fields: Fields, settings: Settings, rows: Callable[[], pl.DataFr
     added to it. A profile.json in the case's folder is read and never written. Raises what :func:`load_spec` raises.
     """
     path = settings.profile_file(fields.case)
-    if path.is_relative_to(settings.lake):
+    if path.is_relative_to(settings.lake_dir):
         objects.latest(path)
         if not path.exists():
             # Of two first runs that meet here, both go by what the first one wrote.

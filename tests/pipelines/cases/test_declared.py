@@ -127,6 +127,17 @@ def test_a_pattern_reads_all_files_but_hidden_ones(home):
     assert len(facts(home)["files"]) == 17
 
 
+@pytest.mark.parametrize("between", [" ", "T"])
+def test_a_zone_of_hours_alone_is_one(home, between):
+    """Times as PostgreSQL writes them, `2024-02-01 00:00:00+01`, are read in a CSV; the rows are those of before."""
+    expected = taken(home)
+    rows = csv(home)
+    there = rows["event_time"].str.to_datetime(time_zone="UTC").dt.convert_time_zone("Etc/GMT-1")
+    rows.with_columns(event_time=there.dt.strftime(f"%Y-%m-%d{between}%H:%M:%S+01")).write_csv(home / "data" / "a.csv")
+    declare(home, kind="files", url="a.csv")
+    assert taken(home).equals(expected)
+
+
 def test_columns_have_names_of_their_own(home):
     """Names, a zone, numbers as times, texts as labels and a column of label times are declared."""
     rows = typed(home).rename({"id": "number", "sold": "Verkauft?"})

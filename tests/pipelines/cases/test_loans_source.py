@@ -13,8 +13,8 @@ from pipelines.contracts import Window
 from pipelines.errors import ConfigError
 from pipelines.fields import frame_schema
 from pipelines.params_file import load_params
+from pipelines.problems import problem
 from pipelines.settings import Settings
-from serving.gateway.problems import problem
 
 PARAMS = load_params("loans")
 DAY = date(2020, 6, 15)

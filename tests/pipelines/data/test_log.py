@@ -54,11 +54,11 @@ def test_partitions_lie_by_hour_under_the_segments_name(settings: Settings):
     """Each hour of a segment is one file of the segment's name; compacting again makes and changes nothing."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     log.compact(settings, "loans")
-    files = {path: path.stat().st_mtime_ns for path in (settings.lake / "loans").rglob("*.parquet")}
-    assert str(min(files).relative_to(settings.lake)) == "loans/predictions/date=2020-05-01/hour=00/a.parquet"
+    files = {path: path.stat().st_mtime_ns for path in (settings.lake_dir / "loans").rglob("*.parquet")}
+    assert str(min(files).relative_to(settings.lake_dir)) == "loans/predictions/date=2020-05-01/hour=00/a.parquet"
     assert len(files) == 24
     assert log.compact(settings, "loans") == 0
-    assert {path: path.stat().st_mtime_ns for path in (settings.lake / "loans").rglob("*.parquet")} == files
+    assert {path: path.stat().st_mtime_ns for path in (settings.lake_dir / "loans").rglob("*.parquet")} == files
 
 
 def test_open_segments_are_left_alone(settings: Settings):
@@ -129,7 +129,7 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
     loglines.write(settings, "loans", "predictions", "a", SENT[:3], tail=json.dumps(SENT[3]).encode()[:-20])
     log.compact(settings, "loans")
     assert log.read_predictions(settings, "loans", WINDOW).height == 3
-    [record] = (settings.lake / "loans" / "predictions" / "segments").iterdir()
+    [record] = (settings.lake_dir / "loans" / "predictions" / "segments").iterdir()
     [done] = json.loads(record.read_text())["segments"]
     assert {name: done[name] for name in ("segment", "rows", "torn", "malformed")} == {
         "segment": "a",
@@ -138,7 +138,7 @@ def test_a_torn_last_line_is_counted_and_skipped(settings: Settings):
         "malformed": 0,
     }
     assert [place for place, _ in done["parts"]] == ["date=2020-05-01/hour=00", "date=2020-05-01/hour=01"]
-    assert not (settings.lake / "loans" / "quarantine").exists()
+    assert not (settings.lake_dir / "loans" / "quarantine").exists()
 
 
 @pytest.mark.parametrize("bad", [b"\xff\xfe", b"{}", b'{"prediction_id": 3', b"null"])
@@ -148,7 +148,7 @@ def test_malformed_lines_are_quarantined(settings: Settings, bad: bytes):
     path.write_bytes(path.read_bytes() + json.dumps(SENT[2]).encode() + b"\n")
     log.compact(settings, "loans")
     assert log.read_predictions(settings, "loans", WINDOW).height == 3
-    [line] = (settings.lake / "loans" / "quarantine" / "predictions" / "a.jsonl").read_text().splitlines()
+    [line] = (settings.lake_dir / "loans" / "quarantine" / "predictions" / "a.jsonl").read_text().splitlines()
     kept = json.loads(line)
     assert (kept["segment"], kept["line"]) == ("a.jsonl", 3)
     assert kept["text"] == bad.decode(errors="backslashreplace")
@@ -174,7 +174,7 @@ def test_a_killed_compaction_is_finished_by_the_next(settings: Settings):
     }
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert not list((settings.lake / "loans" / "predictions").glob("segments/*.json"))
+    assert not list((settings.lake_dir / "loans" / "predictions").glob("segments/*.json"))
     assert log.compact(settings, "loans") == 1
     assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
 
@@ -188,16 +188,16 @@ def test_a_compaction_killed_in_a_partition_leaves_nothing_of_it(settings: Setti
     )
     environment = {**os.environ, "PERENNIAL_HOME": str(settings.root), "PYTHONPATH": str(Path.cwd())}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -signal.SIGKILL
-    assert len(list(settings.lake.rglob(".*"))) == 1
+    assert len(list(settings.lake_dir.rglob(".*"))) == 1
     assert log.compact(settings, "loans") == 1
-    assert list(settings.lake.rglob(".*")) == []
+    assert list(settings.lake_dir.rglob(".*")) == []
 
 
 def test_a_damaged_partition_says_how_to_mend_it(settings: Settings):
     """Partitions are made from the segments: a broken one is named, with what to remove."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     log.compact(settings, "loans")
-    next(iter((settings.lake / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"")
+    next(iter((settings.lake_dir / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"")
     with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
         log.read_predictions(settings, "loans", WINDOW)
 
@@ -217,7 +217,7 @@ def test_a_folder_that_was_removed_is_made_again(settings: Settings, gone: str):
         loglines.write(settings, "loans", "predictions", f"s{number}", half)
         loglines.write(settings, "loans", "labels", f"s{number}", halves)
     log.compact(settings, "loans")
-    shutil.rmtree(settings.lake / "loans" / gone)
+    shutil.rmtree(settings.lake_dir / "loans" / gone)
     assert log.compact(settings, "loans") == 2
     assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
     assert log.read_labels(settings, "loans", DAY + timedelta(days=9))["id"].to_list() == FRAME["id"].to_list()
@@ -229,8 +229,8 @@ def test_a_marker_without_partitions_vouches_for_nothing(settings: Settings, mar
     """A marker of an earlier version, or half a one, leads to one more compaction, which finds what is missing."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     log.compact(settings, "loans")
-    (settings.lake / "loans" / "predictions" / "segments" / "a.json").write_bytes(marker)
-    next(iter((settings.lake / "loans" / "predictions").rglob("*.parquet"))).unlink()
+    (settings.lake_dir / "loans" / "predictions" / "segments" / "a.json").write_bytes(marker)
+    next(iter((settings.lake_dir / "loans" / "predictions").rglob("*.parquet"))).unlink()
     assert log.compact(settings, "loans") == 1
     assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
     assert log.compact(settings, "loans") == 0
@@ -239,7 +239,7 @@ def test_a_marker_without_partitions_vouches_for_nothing(settings: Settings, mar
 def test_partitions_are_durable_before_their_marker(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """When the marker appears, every partition and every folder on the way to it has been synced."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
-    lake, synced, before = settings.lake / "loans" / "predictions", set(), []
+    lake, synced, before = settings.lake_dir / "loans" / "predictions", set(), []
     fsync, replace = os.fsync, os.replace
 
     def noted(fd: int) -> None:
@@ -256,7 +256,9 @@ def test_partitions_are_durable_before_their_marker(settings: Settings, monkeypa
     log.compact(settings, "loans")
     day = lake / "date=2020-05-01"
     assert len(list(day.glob("hour=*/a.parquet"))) == 24
-    assert {*day.glob("hour=*/a.parquet"), *day.glob("hour=*"), day, lake, lake.parent, settings.lake} <= set(before)
+    assert {*day.glob("hour=*/a.parquet"), *day.glob("hour=*"), day, lake, lake.parent, settings.lake_dir} <= set(
+        before
+    )
 
 
 def flip(path: Path, at: int, bit: int) -> None:
@@ -279,7 +281,7 @@ def test_a_flipped_bit_of_a_partition_is_found(settings: Settings, tmp_path_fact
     """Each of 150 random flips in the compacted rows is an error that names the partition; none reads as other rows."""
     loglines.write(settings, "loans", "predictions", "a", SENT)
     log.compact(settings, "loans")
-    files = sorted((settings.lake / "loans" / "predictions").rglob("*.parquet"))
+    files = sorted((settings.lake_dir / "loans" / "predictions").rglob("*.parquet"))
     rng = np.random.default_rng(0)
     for _ in range(150):
         path = files[rng.integers(len(files))]
@@ -305,7 +307,7 @@ def test_a_partition_that_is_missing_is_told(settings: Settings, of: str):
         "count": lambda: log.count(settings, "loans", "predictions", WINDOW.start, WINDOW.end),
     }
     kind, day = ("labels", "2020-05-08") if of == "read_labels" else ("predictions", "2020-05-01")
-    path = settings.lake / "loans" / kind / f"date={day}" / "hour=07" / "a.parquet"
+    path = settings.lake_dir / "loans" / kind / f"date={day}" / "hour=07" / "a.parquet"
     for gone in (path, path.parent, path.parent.parent):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         with pytest.raises(IntegrityError, match=r"hour=07/a\.parquet is missing|hour=00/a\.parquet is missing"):
@@ -326,7 +328,7 @@ def test_a_flipped_bit_of_a_closed_segment_is_found(settings: Settings):
         ):
             log.compact(settings, "loans")
         flip(path, at, bit)
-    assert not list(settings.lake.rglob("*.parquet"))
+    assert not list(settings.lake_dir.rglob("*.parquet"))
     assert log.compact(settings, "loans") == 1
     assert log.read_predictions(settings, "loans", WINDOW)["id"].to_list() == FRAME["id"].to_list()
 
@@ -380,7 +382,7 @@ def test_a_changed_record_vouches_for_nothing(settings: Settings):
     for number, lines in enumerate((SENT[:40], SENT[40:])):
         loglines.write(settings, "loans", "predictions", f"s{number}", lines)
     log.compact(settings, "loans")
-    folder, rng = settings.lake / "loans" / "predictions" / "segments", np.random.default_rng(2)
+    folder, rng = settings.lake_dir / "loans" / "predictions" / "segments", np.random.default_rng(2)
     for _ in range(8):
         [path] = folder.iterdir()
         flip(path, int(rng.integers(path.stat().st_size)), int(rng.integers(8)))
@@ -394,7 +396,7 @@ def test_markers_of_before_are_taken_into_one_record(settings: Settings):
     for number in range(40):
         loglines.write(settings, "loans", "predictions", f"s-{number:06d}", SENT[number : number + 1])
     assert log.compact(settings, "loans") == 40
-    folder = settings.lake / "loans" / "predictions" / "segments"
+    folder = settings.lake_dir / "loans" / "predictions" / "segments"
     [record] = folder.iterdir()
     for done in json.loads(record.read_text())["segments"]:
         marker = {name: done[name] for name in ("rows", "torn", "malformed")} | {
@@ -413,7 +415,7 @@ def test_markers_of_before_are_taken_into_one_record(settings: Settings):
 
 def test_many_compactions_leave_few_records(settings: Settings):
     """A compaction leaves one record, and once there are many records they become one; all segments stay known."""
-    folder = settings.lake / "loans" / "predictions" / "segments"
+    folder = settings.lake_dir / "loans" / "predictions" / "segments"
     for number in range(40):
         loglines.write(settings, "loans", "predictions", f"s-{number:06d}", SENT[number : number + 1])
         assert log.compact(settings, "loans") == 1
@@ -449,7 +451,7 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     loglines.write(settings, "loans", "labels", "a", labels)
     log.compact(settings, "loans")
     for kind in log.KINDS:
-        assert len(list((settings.lake / "loans" / kind).rglob("*.parquet"))) == 31
+        assert len(list((settings.lake_dir / "loans" / kind).rglob("*.parquet"))) == 31
     whole = Window(start=DAY, end=DAY + timedelta(hours=14_000))
     assert log.read_predictions(settings, "loans", whole).height == 2048
     assert log.read_labels(settings, "loans", whole.end).height == 2000
@@ -464,7 +466,7 @@ def test_rows_of_many_hours_share_a_file(settings: Settings, monkeypatch: pytest
     assert log.days(settings, "loans", whole) == sorted({moment.date() for moment in times})
     assert log.first_row(settings, "loans") == DAY
     assert log.compact(settings, "loans") == 0
-    (settings.lake / "loans" / "predictions" / "spread" / "a.parquet").unlink()
+    (settings.lake_dir / "loans" / "predictions" / "spread" / "a.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"spread/a\.parquet is missing"):
         log.read_predictions(settings, "loans", late)
     assert log.compact(settings, "loans") == 1
@@ -486,7 +488,7 @@ def test_what_cannot_have_been_received_is_quarantined(settings: Settings, kind:
     loglines.write(settings, "loans", kind, "a", [line, {**line, "prediction_id": "wrong", **changed}])
     log.compact(settings, "loans")
     assert log.fate(settings, "loans")[kind] == {"rows": 1, "torn": 0, "malformed": 1}
-    [kept] = (settings.lake / "loans" / "quarantine" / kind / "a.jsonl").read_text().splitlines()
+    [kept] = (settings.lake_dir / "loans" / "quarantine" / kind / "a.jsonl").read_text().splitlines()
     assert json.loads(kept)["error"].startswith(("event_time must not", "revision must not"))
 
 

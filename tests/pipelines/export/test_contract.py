@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipelines.cases import load_fields
 from pipelines.export.contract import contract
 from pipelines.fields import Categorical, Fields, Numeric, Text
-from serving.gateway.problems import problem
+from pipelines.problems import problem
 from tests.pipelines.export.texts import FIELDS as REPORTS
 
 FIELDS = Fields(

@@ -69,6 +69,7 @@ def test_what_a_column_is(values, field):
         ([*map(str, RNG.integers(0, 900, 400)), *(f"w{row}" for row in range(200))], "66.7% of 600 values are numbers"),
         ([[1.0] * (1 + row % 2) for row in range(ROWS)], "lists of 2 lengths"),
         ([{"a": 1}, {"a": 2}] * 300, "it holds Struct"),
+        ([f"{row},{row:03}" for row in range(ROWS)], "numbers as people write them, such as '0,000'"),
         ([f"{row},5 €" for row in range(ROWS)], "numbers as people write them, such as '0,5 €'"),
         ([f"[{row}, 2]" for row in range(ROWS)], "lists or objects as text"),
     ],
@@ -78,6 +79,16 @@ def test_what_nobody_can_tell_is_left_out_and_told(values, why):
     found = guessed(values)
     assert found.field is None
     assert why in found.why
+
+
+def test_decimal_commas_are_read_where_they_can_be_nothing_else():
+    """A comma with one digit behind it in some rows stands between no thousands; what is no number is refused later."""
+    values = ["NA", "-0,5", "12", " 3,25", *(f"{row},{row % 7}" for row in range(ROWS - 4))]
+    found = guessed(values)
+    assert found.field == Numeric("x", -5000, 5000, missing=True)
+    assert (found.code, found.nulls) == (columns.COMMAS, ("NA",))
+    read = pl.DataFrame({"x": [*values[:4], "1.234,5"]}).select(expression(found.reads).cast(pl.Float64, strict=False))
+    assert read.to_series().to_list() == [None, -0.5, 12.0, 3.25, None]
 
 
 def test_ids_read_as_floats_are_made_whole_again():
@@ -122,6 +133,11 @@ def test_what_the_label_is(values, target, read):
     assert series.to_frame().select(expression(found.reads).alias("y")).to_series().head(len(read)).to_list() == read
 
 
+def test_labels_that_differ_in_capitals_alone_are_classes_if_it_is_said():
+    """Who says what the label is, is believed."""
+    assert labels.guess(pl.Series("y", ["Yes", "no", "No"] * 50), "classes").target == Classes(("No", "Yes", "no"))
+
+
 def test_a_label_that_nobody_foresaw_is_refused_later():
     """Another word in a later file becomes no class at all, and another text among numbers no number."""
     for values, beyond in ((["yes", "no"] * 50, 2), (["a", "b", "c"] * 50, 3)):
@@ -138,6 +154,8 @@ def test_a_label_that_nobody_foresaw_is_refused_later():
         ([1] * 90, None, "nothing to learn"),
         ([None] * 90, None, "empty in all 90 rows"),
         ([f"w{row}" for row in range(90)], None, "90 different texts"),
+        (["Yes", "no", "No"] * 50, None, r"written in several ways \('No', 'no'\)"),
+        (["yes", "yes "] * 50, None, "written in several ways"),
         ([1, 2, 3] * 50, "binary", "binary has two"),
         (["a", "b"] * 50, "number", "is no number in some rows"),
         ([date(2024, 1, 1), date(2024, 1, 2)] * 50, None, "give numbers, texts or booleans"),

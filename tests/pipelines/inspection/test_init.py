@@ -76,6 +76,7 @@ SHAPES = {
     "wide": wide,
     "tall": tall,
     "text": lambda: customers(ROWS, note=texts()),
+    "commas": lambda: customers(ROWS, price=[f"{value:.2f}".replace(".", ",") for value in RNG.normal(0, 3, ROWS)]),
     "dates": lambda: customers(ROWS, since=[f"{1 + row % 28:02d}.{1 + row % 12:02d}.2019" for row in range(ROWS)]),
     "flags": lambda: customers(ROWS, active=RNG.integers(0, 2, ROWS), paid=RNG.choice(["yes", "no"], ROWS)),
     "floats": lambda: customers(
@@ -94,7 +95,7 @@ SHAPES = {
 }
 
 
-CODE = ("dates", "floats")
+CODE = ("dates", "floats", "commas")
 """What a declared source cannot say."""
 BIG = {"wide": "parquet", "tall": "csv"}
 """Looked at in one kind of file, as they take long."""
@@ -321,6 +322,30 @@ def test_what_cannot_work_leaves_nothing(change, more, words, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert words in err.splitlines()[-1]
+
+
+def test_a_table_without_a_usable_column_says_why_of_each(tmp_path, capfd):
+    """Where every column is left out, the error says of each why."""
+    frame = customers(ROWS).select("key", "at", "churned").with_columns(rate=pl.Series([f"{n}%" for n in range(ROWS)]))
+    frame.write_csv(tmp_path / "rows.csv")
+    with shop.installed(tmp_path / "cases") as root:
+        assert cli.main(asked("churn", tmp_path / "rows.csv")) != 0
+        assert list(root.iterdir()) == []
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "no fields to predict from" in said
+    assert "rate: numbers as people write them" in said
+
+
+def test_names_with_umlauts_and_names_that_stand_twice(tmp_path, capfd):
+    """A field is called as its column, umlauts written out; a header that names two columns alike is told."""
+    head, _, body = customers(ROWS).write_csv().partition("\n")
+    for name in ("age", "plan"):
+        head = head.replace(name, "Größe (m²)")
+    (tmp_path / "rows.csv").write_text(f"{head}\n{body}")
+    with shop.installed(tmp_path / "cases"):
+        assert cli.main(asked("churn", tmp_path / "rows.csv")) == 0
+        assert load_case("churn").fields.names == ("Groesse_m2", "Groesse_m2__duplicated_0")
+    assert "the header names Größe (m²) more than once" in " ".join(json.loads(capfd.readouterr().out)["look_at"])
 
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path, capfd):

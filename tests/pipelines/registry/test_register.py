@@ -1,26 +1,28 @@
 """pipelines/registry and the register step against a real MLflow: one run, one version, whatever happens."""
 
+import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipelines import ledger, storage
+from pipelines import ledger, runtime, storage
+from pipelines.cases import load_fields
 from pipelines.contracts import Order
 from pipelines.errors import IntegrityError, Unavailable
-from pipelines.files import file_sha256
 from pipelines.params_file import load_params
 from pipelines.registry import aliases, live
 from pipelines.settings import Settings
 from pipelines.steps import register as register_step
 from tests.pipelines.alerts.found import report
-from tests.pipelines.candidates import CASE, candidate, month
-from tests.pipelines.conftest import free_port
+from tests.pipelines.candidates import CASE, candidate, month, rows
+from tests.pipelines.conftest import free_port, fresh_processes
 from tests.pipelines.verbs import register
+from tests.serving.gateway.world import until
 
 pytestmark = pytest.mark.slow
 
@@ -37,10 +39,15 @@ def _of_key(client, run_dir):
     return list(runs), list(client.search_model_versions(f"name='{CASE}' and tags.`perennial.key`='{key}'"))
 
 
-def test_record_is_complete(settings, client, tmp_path):
-    """The run holds parameters, metrics, curves, data set, tags, artefacts; the version is ONNX with a signature."""
-    import mlflow
+def _logged(client, run_dir):
+    """All logged models of the candidate in ``run_dir``."""
+    key = storage.read_manifest(run_dir / "gate").key
+    home = client.get_experiment_by_name(CASE).experiment_id
+    return list(client.search_logged_models([home], f"tags.`perennial.key` = '{key}'"))
 
+
+def test_record_is_complete(settings, client):
+    """The run holds parameters, metrics, curves, data set, tags, artefacts."""
     run_dir = candidate(settings, month(1), bias=0.11, champion=7)
     ledger.open_episode(settings.ledger, case=CASE, episode="e1", as_of=month(1), evidence={})
     manifest = _register(settings, run_dir, month(1), trigger="performance")
@@ -67,7 +74,7 @@ def test_record_is_complete(settings, client, tmp_path):
     assert tags["candidate"] == storage.read_manifest(run_dir / "export").key
     [dataset] = run.inputs.dataset_inputs
     assert dataset.dataset.digest == storage.read_manifest(run_dir / "dataset").key[:36]
-    assert {"verdict.json", "bundle.json", "model"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"verdict.json", "bundle.json"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
     version = client.get_model_version(CASE, str(manifest.facts["version"]))
     assert version.run_id == run.info.run_id
     words = "promote, by the rule lower_bound: lift of 0.11"
@@ -75,17 +82,62 @@ def test_record_is_complete(settings, client, tmp_path):
     assert {name: version.tags[f"perennial.{name}"] for name in ("decision", "rule", "reason")} == {
         name: tags[name] for name in ("decision", "rule", "reason")
     }
-    mlflow.set_tracking_uri(settings.mlflow_url)
-    folder = mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "download"))
-    about = mlflow.models.Model.load(folder)
-    shapes = {tensor["name"]: tensor["tensor-spec"] for tensor in json.loads(about.signature.to_dict()["inputs"])}
-    assert shapes == {
-        "categorical": {"dtype": "int64", "shape": [-1, 10]},
-        "numeric": {"dtype": "float32", "shape": [-1, 9]},
+
+
+def test_a_version_answers_raw_rows_elsewhere(settings, client):
+    """It is a logged model with the run's metrics, whose files are what was exported, as ONNX and as a pyfunc.
+
+    Loaded by its alias it answers a frame of the declared fields, its own input example among them.
+    """
+    import mlflow
+    import onnx
+
+    run_dir = candidate(settings, month(1), bias=0.115)
+    facts = _register(settings, run_dir, month(1)).facts
+    client.set_registered_model_alias(CASE, "tried", str(facts["version"]))
+    version = client.get_model_version(CASE, str(facts["version"]))
+    logged = client.get_logged_model(version.source.removeprefix("models:/"))
+    run = client.get_run(facts["mlflow_run"])
+    assert (logged.status, logged.source_run_id, logged.tags["perennial.key"]) == (
+        "READY",
+        run.info.run_id,
+        storage.read_manifest(run_dir / "gate").key,
+    )
+    assert [made.model_id for made in run.outputs.model_outputs] == [logged.model_id]
+    assert {metric.key: metric.value for metric in logged.metrics} == {
+        name: value for name, value in run.data.metrics.items() if name != "epoch.loss"
     }
-    assert "onnx" in about.flavors
-    assert file_sha256(Path(folder) / "model.onnx") == storage.read_manifest(run_dir / "export").files["model.onnx"]
-    assert not [file for file in Path(folder).iterdir() if file.suffix in {".pkl", ".data"}]
+    mlflow.set_tracking_uri(settings.mlflow_url)
+    model = mlflow.pyfunc.load_model(f"models:/{CASE}@tried")
+    fields = load_fields(CASE)
+    assert model.metadata.get_input_schema().input_names() == list(fields.names)
+    frame = rows(fields, 50, seed=3).select(fields.names)
+    found = model.predict(frame.to_pandas())
+    good = found["problem"].isna().to_numpy()
+    own = runtime.score_rows(run_dir / "export", fields, frame.filter(good).to_dict(as_series=False))
+    assert found["score"][good].tolist() == own.tolist()
+    assert 0 < good.sum() < 50
+    assert model.predict(model.input_example)["problem"].tolist() == [None]
+    assert mlflow.onnx.load_model(version.source) == onnx.load(run_dir / "export" / "model.onnx")
+    client.delete_registered_model_alias(CASE, "tried")
+
+
+def test_a_version_from_before_stays_as_it_is(settings, client):
+    """One whose files are its run's, as once made, is found again, and gets no model and no second version."""
+    run_dir = candidate(settings, month(1), bias=0.117)
+    key = storage.read_manifest(run_dir / "gate").key
+    experiment = client.get_experiment_by_name(CASE)
+    home = experiment.experiment_id if experiment else client.create_experiment(CASE)
+    tags = {"perennial.key": key, live.TRAIN: storage.read_manifest(run_dir / "train").key}
+    run = client.create_run(home, tags=tags | {live.AS_OF: month(1).isoformat()})
+    with contextlib.suppress(Exception):
+        client.create_registered_model(CASE)
+    source = f"{run.info.artifact_uri}/model"
+    version = client.create_model_version(CASE, source, run.info.run_id, tags={"perennial.key": key})
+    facts = _register(settings, run_dir, month(1)).facts
+    assert facts == {"version": int(version.version), "mlflow_run": run.info.run_id}
+    assert client.get_model_version(CASE, version.version).source == source
+    assert _logged(client, run_dir) == []
 
 
 def test_what_was_promised_is_recorded_beside_what_came(settings, client):
@@ -204,9 +256,12 @@ def _dying(settings, run_dir, as_of, point):
 
 @pytest.mark.parametrize("point", [*register_step.FAILPOINTS, "manifest", "published"])
 def test_killed_and_run_again(settings, client, point):
-    """A register step that is killed between its effects is completed by the next: one finished run, one version."""
+    """A register step that is killed between its effects is completed by the next.
+
+    There is one finished run, one model with its files, and one version.
+    """
     run_dir = candidate(settings, month(2), bias=0.2 + len(point) / 100)
-    process = multiprocessing.get_context("fork").Process(target=_dying, args=(settings, run_dir, month(2), point))
+    process = fresh_processes().Process(target=_dying, args=(settings, run_dir, month(2), point))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -214,6 +269,9 @@ def test_killed_and_run_again(settings, client, point):
     [run], [version] = _of_key(client, run_dir)
     assert (run.info.run_id, run.info.status) == (manifest.facts["mlflow_run"], "FINISHED")
     assert int(version.version) == manifest.facts["version"]
+    [logged] = _logged(client, run_dir)
+    assert (version.source, logged.status) == (f"models:/{logged.model_id}", "READY")
+    assert "MLmodel" in {file.path for file in client.list_logged_model_artifacts(logged.model_id)}
     assert len(client.get_metric_history(run.info.run_id, "epoch.loss")) == 2
     assert not list(run_dir.glob(".register.*"))
 
@@ -222,7 +280,7 @@ def _dying_in_upload(settings, run_dir, as_of, scratch):
     import mlflow
 
     tempfile.tempdir = str(scratch)
-    mlflow.MlflowClient.log_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    mlflow.MlflowClient.log_model_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     _register(settings, run_dir, as_of)
 
 
@@ -230,7 +288,7 @@ def test_what_was_to_be_uploaded_is_swept(settings, client, tmp_path):
     """A register step that is killed during its upload leaves no copy of the model once it was run again."""
     run_dir = candidate(settings, month(24), bias=0.37)
     arguments = (settings, run_dir, month(24), tmp_path)
-    process = multiprocessing.get_context("fork").Process(target=_dying_in_upload, args=arguments)
+    process = fresh_processes().Process(target=_dying_in_upload, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -254,15 +312,16 @@ def _sleepy(settings, run_dir, as_of):
 def test_zombie_leaves_no_second_run(settings, client):
     """A try that was stopped before it made its run, and wakes after another committed, deletes what it made."""
     run_dir = candidate(settings, month(3), bias=0.3)
-    process = multiprocessing.get_context("fork").Process(target=_sleepy, args=(settings, run_dir, month(3)))
+    process = fresh_processes().Process(target=_sleepy, args=(settings, run_dir, month(3)))
     process.start()
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, 60)
     manifest = _register(settings, run_dir, month(3))
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)
     assert process.exitcode == 0
     [run], [version] = _of_key(client, run_dir)
     assert (run.info.run_id, int(version.version)) == (manifest.facts["mlflow_run"], manifest.facts["version"])
+    assert [f"models:/{logged.model_id}" for logged in _logged(client, run_dir)] == [version.source]
     assert storage.read_manifest(run_dir / "register") == manifest
 
 

@@ -159,6 +159,7 @@ def test_labels_that_have_not_arrived_change_nothing(undisturbed, home, tmp_path
         )
 
     monkeypatch.setattr(source, "rows", turned)
+    monkeypatch.delattr(source, "pieces")
     found = history(played(cached(home, tmp_path), "drift", until), "drift")
     assert found == history(undisturbed, "drift")[: len(found)]
     assert found[decided]["training"] is not None

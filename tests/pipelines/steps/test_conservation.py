@@ -47,13 +47,20 @@ def _run(home: Path, params: Any = PARAMS) -> tuple[Manifest, Manifest, Path]:
     return ingest.run(params, settings, run_dir, AS_OF), validate.run(params, settings, run_dir, AS_OF), run_dir
 
 
-def _deliver(monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, *, by_hand: bool) -> None:
-    """Let the case's source deliver ``frame``, brought into canonical form by the case or, ``by_hand``, not."""
+def _deliver(monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, *, by_hand: bool, pieces: bool = False) -> None:
+    """Let the case's source deliver ``frame``, brought into canonical form by the case or, ``by_hand``, not.
+
+    Or let it give the rows in ``pieces``, as they are.
+    """
 
     def rows(_source: loans.Source, window: Window, params: Params) -> pl.DataFrame:
         return frame if by_hand else canonical(frame, FIELDS, window, params)
 
     monkeypatch.setattr(loans, "rows", rows)
+    if pieces:
+        monkeypatch.setattr(loans, "pieces", lambda *_: frame.iter_slices(7), raising=False)
+    else:
+        monkeypatch.delattr(loans, "pieces", raising=False)
 
 
 FAULTS: dict[str, dict[str, Any]] = {
@@ -89,9 +96,13 @@ def deliveries(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 @settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(delivery=deliveries(), form=st.sampled_from(["numbers", "text"]), by_hand=st.booleans())
+@given(
+    delivery=deliveries(),
+    form=st.sampled_from(["numbers", "text"]),
+    how=st.sampled_from(["canonical", "by hand", "in pieces"]),
+)
 def test_every_row_of_a_source_is_accounted_for(
-    monkeypatch: pytest.MonkeyPatch, delivery: tuple[list[dict[str, Any]], dict[str, str]], form: str, by_hand: bool
+    monkeypatch: pytest.MonkeyPatch, delivery: tuple[list[dict[str, Any]], dict[str, str]], form: str, how: str
 ):
     """Good + quarantined + exact repeats + outside = delivered; each broken row is quarantined once."""
     rows, faults = delivery
@@ -99,7 +110,7 @@ def test_every_row_of_a_source_is_accounted_for(
     if form == "text":
         written = pl.col("event_time").dt.strftime("%Y-%m-%dT%H:%M:%S%.f%:z")
         frame = frame.with_columns(written, pl.col("salary").cast(pl.String))
-    _deliver(monkeypatch, frame, by_hand=by_hand)
+    _deliver(monkeypatch, frame, by_hand=how == "by hand", pieces=how == "in pieces")
     with tempfile.TemporaryDirectory() as home:
         made, checked, run_dir = _run(Path(home))
         good, bad = (pl.read_parquet(run_dir / "validate" / f"{name}.parquet") for name in ("rows", "quarantine"))
@@ -265,6 +276,6 @@ def test_lines_that_are_no_rows_or_labels_are_counted(tmp_path: Path):
     assert lines["labels"] == {"rows": len(LABELS) + 1, "torn": 0, "malformed": 4}
     assert checked.facts["reasons"] == {"granted: neither 0 nor 1": 1}
     assert checked.facts["rows"] + checked.facts["bad"] == checked.facts["delivered"] == len(PREDICTIONS)
-    quarantine = where.lake / "loans" / "quarantine" / "labels" / "a.jsonl"
+    quarantine = where.lake_dir / "loans" / "quarantine" / "labels" / "a.jsonl"
     kept = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert [line["line"] for line in kept] == [len(LABELS) + 1 + number for number in range(4)]

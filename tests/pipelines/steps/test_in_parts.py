@@ -13,7 +13,7 @@ import yaml
 from pipelines.cases import by_day, columns
 from pipelines.contracts import Manifest, Window
 from pipelines.data import heap, lake, rows_file
-from pipelines.errors import DataError
+from pipelines.errors import CaseError, DataError, TooFewRows
 from pipelines.fields import Classes, Fields, Numeric
 from pipelines.params import FilesSource
 from pipelines.params_file import load_params
@@ -129,6 +129,74 @@ def test_too_many_bad_rows_in_parts_stop_the_run(home, in_parts):
     assert "rows (" in texts[0]
     assert texts[1].partition("; the bad rows")[0] == texts[0].partition("; the bad rows")[0]
     assert rows[1].select(rows[0].columns).equals(rows[0])
+
+
+PIECES = """
+
+def pieces(source, window, params):
+    \"\"\"The same rows, some at once.\"\"\"
+    frame = pl.read_csv(source.path, infer_schema=False)
+    for piece in frame.iter_slices(30):
+        yield PIECE
+"""
+
+
+def own_source(home: Path, piece: str) -> None:
+    """Give the shop its source.py again, with pieces, and take the declaration out."""
+    (home / "cases" / "shop" / "source.py").write_text(shop.SOURCE + PIECES.replace("PIECE", piece))
+    path = home / "cases" / "shop" / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    del params["source"]
+    path.write_text(yaml.safe_dump(params))
+
+
+def test_the_pieces_of_a_case_are_its_rows(home, in_parts):
+    """What a source.py gives piece by piece is counted, refused and kept as the same rows in one frame are."""
+    break_rows(home)
+    own_source(home, "piece")
+    path = home / "cases" / "shop" / "source.py"
+    text = (
+        path.read_text().partition("    frame = pl.read_csv")[0]
+        + "    return pl.concat(frames(source, window, params))\n"
+    )
+    path.write_text((text + PIECES).replace("PIECE", 'piece.with_columns(pl.col("sold").cast(pl.Int8))'))
+    shop.edit(path, ("def pieces", "def frames"))
+    at_once, before = run(home, "a")
+    shop.edit(path, ("frames", "pieces"))
+    in_parts()
+    parts, after = run(home, "b")
+    assert at_once[0].facts["counts"]["outside_window"] > 0
+    for own, theirs in zip(parts, at_once, strict=True):
+        assert own.facts == theirs.facts
+    for name in ("validate/rows", "validate/quarantine", "dataset/train", "dataset/holdout"):
+        found, expected = (pl.read_parquet(folder / f"{name}.parquet") for folder in (after, before))
+        assert found.select(expected.columns).equals(expected), name
+    assert not list((home / "b" / "lake").rglob("*scratch*"))
+
+
+@pytest.mark.parametrize(
+    ("piece", "said"),
+    [
+        ("piece.to_dicts()", "list: give polars DataFrames with id, event_time, the fields and the label"),
+        ('piece.drop("event_time")', r"'id', 'colour', .*: give polars DataFrames"),
+        ('piece.select(sorted(piece.columns, reverse="shop-0" in piece["id"]))', "pieces of other columns or types"),
+        ('piece.drop("colour")', r"column\(s\) colour missing"),
+    ],
+)
+def test_a_piece_that_is_none_is_told_with_its_line(home, piece, said):
+    """What is no frame, lacks a column or has another form than the first one is the case's own mistake, by line."""
+    own_source(home, piece)
+    with pytest.raises(CaseError, match=rf"shop/source.py, line 22: pieces returned what cannot be used: .*{said}"):
+        run(home, "a")
+
+
+def test_no_piece_is_no_row(home):
+    """A source that gives nothing has no rows yet: the run is too early, as with an empty frame."""
+    own_source(home, "piece")
+    path = home / "cases" / "shop" / "source.py"
+    path.write_text(path.read_text().replace("iter_slices(30)", "head(0).iter_slices(30)"))
+    with pytest.raises(TooFewRows, match="the source has no rows before"):
+        run(home, "a")
 
 
 def test_a_look_back_in_parts_takes_no_day_too_many(home, in_parts):

@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 from pipelines import storage
+from pipelines.cases import by_day
 from pipelines.cases.loans import source as loans
 from pipelines.cases.loans.schema import FIELDS
 from pipelines.contracts import Manifest, Window
@@ -15,6 +17,7 @@ from pipelines.errors import TooFewRows
 from pipelines.params import Params
 from pipelines.params_file import load_params
 from pipelines.settings import Settings
+from pipelines.steps import ingest as ingest_step
 from tests.pipelines.data import loglines
 from tests.pipelines.steps.champion import FIRST, promote_first
 from tests.pipelines.verbs import ingest
@@ -60,6 +63,21 @@ def test_before_a_champion_rows_come_from_the_source(settings: Settings):
     assert manifest.facts["labelled"] == rows["granted"].count() == rows["label_time"].count()
     # 100 labelled rows and room for 5 % bad ones: 106 of 20 a day, the newest 7 days without labels.
     assert [part["date"] for part in manifest.facts["partitions"]] == [f"2020-05-{day}" for day in range(19, 32)]
+
+
+@pytest.mark.parametrize("at_once", [by_day.AT_ONCE, 2000])
+def test_a_source_that_gives_pieces_gives_the_rows_of_its_window(settings, tmp_path, monkeypatch, at_once):
+    """Day by day or in one frame, of pinned rows and generated ones: the same key, facts and partitions."""
+    loans.write_pinned(tmp_path / "data" / loans.PINNED, AS_OF.date() - timedelta(days=5), 3, PARAMS)
+    as_of, made = AS_OF + timedelta(hours=7), []
+    for name in ("pieces", "rows"):
+        home = Settings(home=tmp_path / name, data_dir=tmp_path / "data")
+        monkeypatch.setattr(by_day, "AT_ONCE", at_once)
+        made.append(ingest.run(PARAMS, home, home.run_dir("loans", as_of), as_of))
+        alone = SimpleNamespace(resolve=loans.resolve, rows=loans.rows)
+        monkeypatch.setattr(ingest_step, "part_of", lambda *_, alone=alone: alone)
+    assert made[0].facts["counts"]["outside_window"] > 0
+    assert (made[0].key, made[0].facts) == (made[1].key, made[1].facts)
 
 
 def test_running_again_changes_nothing(settings: Settings):

@@ -74,7 +74,7 @@ def test_a_run_right_after_traffic_sees_every_row(tmp_path, stream):
             assert gateway.post(world.LABELS, json={"labels": labels}).status_code == 200
             facts = profile.run(PARAMS, settings, settings.run_dir("loans", after(0)), after(0)).facts
             assert (facts["rows"], facts["unread"]) == (ROWS, 0)
-            assert len(list((settings.lake / "loans" / "labels" / "segments").glob("*.json"))) == 1
+            assert len(list((settings.lake_dir / "loans" / "labels" / "segments").glob("*.json"))) == 1
             # The gateway goes on with new segments.
             assert (
                 gateway.post(

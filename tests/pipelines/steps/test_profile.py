@@ -218,7 +218,7 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
             with monkeypatch.context() as patch:
                 patch.setattr(day_rows, "TOGETHER", together)
                 made.append(run(settings, name, params))
-    assert len(list(shared.lake.glob("loans/predictions/*/**/*.parquet"))) == 4
+    assert len(list(shared.lake_dir.glob("loans/predictions/*/**/*.parquet"))) == 4
     assert made[0].facts["rows"] == len(lines)
     assert {one.key for one in made} == {made[0].key}
 

@@ -25,10 +25,15 @@ def two_releases(triton_server, tmp_path_factory):
     return settings, (promote(settings, 1), promote(settings, 2))
 
 
+def _without_mlflow(monkeypatch):
+    monkeypatch.setattr(aliases, "project", lambda *_: [])
+    monkeypatch.setattr(aliases, "untold", lambda *_: ())
+
+
 @pytest.fixture
 def mended(two_releases, monkeypatch):
-    """Two releases, and a reconcile whose aliases (test_register.py has them) are left out."""
-    monkeypatch.setattr(aliases, "project", lambda *_: [])
+    """Two releases, and a reconcile whose aliases (test_aliases.py has them) are left out."""
+    _without_mlflow(monkeypatch)
     settings, runs = two_releases
     return settings, runs, lambda: reconcile.run(load_params(CASE), settings)["repaired"]
 
@@ -183,7 +188,7 @@ def test_triton_keeps_what_the_ledger_names_and_nothing_else(mended, monkeypatch
     assert reconcile._others(other, settings) == [f"unloaded {CASE}: its folder is gone"]
     assert [(one.case, one.severity, one.alerts[0].rule) for one in told] == [(CASE, "critical", "case_gone")]
     monkeypatch.undo()
-    monkeypatch.setattr(aliases, "project", lambda *_: [])
+    _without_mlflow(monkeypatch)
     assert reconcile._others(other, settings)[-1] == f"{CASE}: loaded version 1"
     assert not list(settings.model_repository.glob(".*.gone"))
     assert answering(settings, 1, 2) == [1, 2]

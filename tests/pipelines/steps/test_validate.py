@@ -1,5 +1,6 @@
 """pipelines/steps/validate.py: a few bad rows are set apart, many stop the run before training."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,14 +28,14 @@ PARAMS = _DEFAULTS.model_copy(
 
 def _ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_per_day: int) -> tuple[Settings, Path]:
     """Ingest a stream in which the first rows of each day have an age that nobody has."""
-    original = loans.rows
+    original = loans.pieces
 
-    def rows(source: loans.Source, window: Window, params) -> pl.DataFrame:
-        frame = original(source, window, params)
+    def pieces(source: loans.Source, window: Window, params) -> Iterator[pl.DataFrame]:
         number = pl.col("id").str.slice(-4).cast(pl.Int64)
-        return frame.with_columns(pl.when(number < bad_per_day).then(pl.lit(7.0)).otherwise(pl.col("age")).alias("age"))
+        age = pl.when(number < bad_per_day).then(pl.lit(7.0)).otherwise(pl.col("age")).alias("age")
+        return (frame.with_columns(age) for frame in original(source, window, params))
 
-    monkeypatch.setattr(loans, "rows", rows)
+    monkeypatch.setattr(loans, "pieces", pieces)
     settings = Settings(home=tmp_path)
     run_dir = settings.run_dir("loans", AS_OF)
     ingest.run(PARAMS, settings, run_dir, AS_OF)

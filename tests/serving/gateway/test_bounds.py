@@ -13,11 +13,14 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
+import grpc
 import httpx
 import pytest
 
+from serving.gateway.protections import Door
 from serving.gateway.refusal import Refused
 from serving.gateway.rows import read, row_shape
+from serving.gateway.settings import Bounds
 from tests.serving.gateway.world import (
     FIELDS,
     KEY,
@@ -284,7 +287,7 @@ def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
     triton = Held()
     body = json.dumps({"rows": some_rows(2)}).encode()
     assert 333 < len(body) < 500
-    with gateway(tmp_path, triton, **bounds) as (http, _, _), ThreadPoolExecutor(2) as pool:
+    with gateway(tmp_path, triton, case_share=1.0, **bounds) as (http, _, _), ThreadPoolExecutor(2) as pool:
         inside = [pool.submit(http.post, PREDICT, content=body) for _ in range(2)]
         until(lambda: triton.come == 1 and counted(http, "requests_inside") == 2)
         more = http.post(PREDICT, content=body)
@@ -294,6 +297,55 @@ def test_beyond_the_bounds_requests_are_told_to_come_again(tmp_path, bounds):
         triton.go.set()
         assert [one.result().status_code for one in inside] == [200, 200]
         assert http.post(PREDICT, content=body).status_code == 200
+
+
+@pytest.mark.parametrize("bounds", [{"max_requests": 4}, {"max_pending_bytes": 40}])
+def test_one_cases_storm_leaves_room_for_the_others(tmp_path, bounds):
+    """A case that takes its share of a worker is told to come again; another one still gets in, up to the bound."""
+    door = Door(Bounds(auth=False, case_share=0.5, **bounds), tmp_path / "key")
+
+    with ExitStack() as inside:
+        for _ in range(2):
+            inside.enter_context(door.holding(10, "storm"))
+        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.holding(10, "storm"):
+            pass
+        assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
+        for _ in range(2):
+            inside.enter_context(door.holding(10, "calm"))
+        with pytest.raises(Refused, match="try again"), door.holding(10, "third"):
+            pass
+    with door.holding(10, "storm"), door.holding(10, "storm"):
+        pass
+
+
+class Slow(Scores):
+    """A Triton that answers for one case after a while only."""
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        if request.model_name == "bank":
+            time.sleep(1)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "is not at ready state")
+        return super().ModelInfer(request, context)
+
+
+def test_a_sick_case_does_not_make_the_others_unready(tmp_path):
+    """While one champion does not answer a worker is ready for the others; all are probed at once."""
+    with fake_triton(servicer=Slow()) as (_, port):
+        settings = make_home(tmp_path, port)
+        for case in ("bank", "loans"):
+            release(settings, 1, case=case)
+        with client(settings, ready_seconds=0.0) as http:
+            ready = http.get("/readyz")
+            assert (ready.status_code, ready.json()["every"]) == (200, False)
+            assert {name: case["ready"] for name, case in ready.json()["cases"].items()} == {
+                "bank": False,
+                "loans": True,
+            }
+            assert http.get("/readyz", params={"every": "true"}).status_code == 503
+            assert http.get("/v2/health/ready").status_code == 200
+            assert http.get("/v2/models/bank/ready").status_code == 503
+            assert http.get("/v2/models/loans/ready").status_code == 200
 
 
 def test_more_connections_than_allowed_end_the_oldest(tmp_path):

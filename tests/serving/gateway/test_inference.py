@@ -17,9 +17,10 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from pipelines.errors import ConfigError
-from serving.gateway import inference
+from serving.gateway import inference, tensors
 from serving.gateway.app import create_app
 from serving.gateway.settings import Bounds
+from tests.serving.gateway import protocol
 from tests.serving.gateway.world import (
     CASE,
     FIELDS,
@@ -35,7 +36,6 @@ from tests.serving.gateway.world import (
 )
 
 ROWS = some_rows(7)
-WORDS = {"INT64": np.int64, "FP64": np.float64, "BYTES": np.object_}
 
 
 @contextmanager
@@ -63,14 +63,11 @@ def world(tmp_path_factory):
 
 
 def inputs(module, rows, **more):
-    """The rows as tritonclient's inputs, by what the metadata says of each."""
-    found = []
-    for name, values in {**{name: [row[name] for row in rows] for name in FIELDS.names}, **more}.items():
-        array = np.array(values, np.object_ if isinstance(values[0], str) else np.float64)
-        datatype = "BYTES" if array.dtype == np.object_ else "FP64"
-        found.append(module.InferInput(name, array.shape, datatype))
-        found[-1].set_data_from_numpy(array)
-    return found
+    """The rows as tritonclient's inputs, and columns of more, which are texts."""
+    about = [one._asdict() for one in tensors.inputs(FIELDS)]
+    about += [{"name": name, "datatype": "BYTES"} for name in more if name not in {one["name"] for one in about}]
+    every = [{**row, **{name: values[number] for name, values in more.items()}} for number, row in enumerate(rows)]
+    return protocol.inputs(module, about, every)
 
 
 def ask(world, module, rows, *, case=CASE, version="", key=KEY, more=None, **options):

@@ -213,7 +213,10 @@ def test_a_damaged_row_of_one_case_leaves_the_others_alone(tmp_path):
             assert "ledger of bank: row 1 does not continue the chain: column hash says ffff" in answer.json()["error"]
             ready = http.get("/readyz")
             said = ready.json()["cases"]
-            assert (ready.status_code, said["loans"]["ready"], said["bank"]["ready"]) == (503, True, False)
+            # Who serves loans goes on to be sent requests; who waits for a whole start is told.
+            assert (ready.status_code, ready.json()["every"]) == (200, False)
+            assert http.get("/readyz", params={"every": "true"}).status_code == 503
+            assert (said["loans"]["ready"], said["bank"]["ready"]) == (True, False)
             assert "column hash" in said["bank"]["damaged"]
             assert (counted(http, "ledger_damaged", case="bank"), counted(http, "ledger_damaged", case="loans")) == (
                 1,

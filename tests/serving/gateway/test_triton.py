@@ -10,8 +10,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from pipelines.errors import Unavailable
 from pipelines.fields import Fields, Number, Text
+from pipelines.parts import cut
 from pipelines.text import pad
-from serving.gateway.parts import cut
 from serving.gateway.triton import Triton
 from tests.serving.gateway.world import Scores, fake_triton
 

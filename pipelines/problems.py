@@ -1,12 +1,12 @@
-"""Why a value that was sent is not allowed: by code for programs, in words for people."""
+"""Why a value that was sent is not allowed: by code for programs, in words for people; and one that is."""
 
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime
-from typing import Annotated, Literal, NamedTuple
-
-import msgspec
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pipelines.fields import (
     EARLIEST,
@@ -39,8 +39,7 @@ ProblemCode = Literal[
 ]
 """What can be wrong with a value, in a word that programs read: metrics count by it."""
 
-Time = Annotated[datetime, msgspec.Meta(tz=True)]
-"""An ISO 8601 time with seconds and a zone."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Problem(NamedTuple):
@@ -57,8 +56,34 @@ class Problem(NamedTuple):
         return f"{self.field}: {self.message}"
 
 
+def read_time(value: object) -> datetime | None:
+    """The time that an ISO 8601 text with seconds and a zone says, in its zone; None if it is none."""
+    # Not at the top: a model that is used elsewhere comes here, too, and has no msgspec where no field is a time.
+    import msgspec
+
+    try:
+        found: datetime = msgspec.convert(value, _time())
+    except msgspec.ValidationError:
+        return None
+    return found
+
+
+@cache
+def _time() -> Any:
+    import msgspec
+
+    return Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 def problem(field: Field, value: object) -> Problem | None:
     """Why ``value`` is not allowed in ``field``, or None if it is."""
+    found = _problem(field, value)
+    if found is None and isinstance(value, str) and _SURROGATE.search(value):
+        return Problem(field.name, "not_unicode", "holds a lone surrogate: send Unicode text")
+    return found
+
+
+def _problem(field: Field, value: object) -> Problem | None:
     if value is None and field.missing:
         return None
     if isinstance(field, Numeric):
@@ -88,11 +113,11 @@ def _problem_of_string(field: Categorical | Moment | Text | Attribute, value: st
 
 def problem_of_time(name: str, code: ProblemCode, value: object) -> Problem | None:
     """Why ``value`` is no time that a row may have, or None if it is."""
-    try:
-        return out_of_time(name, code, msgspec.convert(value, Time))
-    except msgspec.ValidationError:
+    moment = read_time(value)
+    if moment is None:
         allowed = "must be an ISO 8601 time with seconds and a time zone, e.g. 2024-05-01T12:00:00Z"
         return Problem(name, code, allowed)
+    return out_of_time(name, code, moment)
 
 
 def out_of_time(name: str, code: ProblemCode, moment: datetime) -> Problem | None:
@@ -146,3 +171,29 @@ def _problem_of_vector(field: Vector, value: object) -> Problem | None:
 def _kind(value: object) -> str:
     kinds = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
     return kinds.get(type(value), "a number")
+
+
+def allowed(field: Field) -> str | float | bool | list[float]:
+    """A value that is allowed in ``field``: the first of a vocabulary, a number within the bounds."""
+    if isinstance(field, Flag):
+        return True
+    if isinstance(field, Vector):
+        return [0.5] * field.size
+    if isinstance(field, Moment):
+        return "2024-05-01T12:00:00Z"
+    if isinstance(field, Attribute):
+        return "example"[: field.max_chars]
+    if isinstance(field, Categorical):
+        return field.values[0]
+    if isinstance(field, Numeric):
+        low = field.low
+        if low is None:
+            low = min(0.0, field.high or 0.0)
+        high = field.high
+        if high is None:
+            high = low + 2
+        value = (low + high) / 2
+        if field.integer:
+            return int(value)
+        return value
+    return "What somebody would write here, in a sentence or in a page."[: field.max_chars]

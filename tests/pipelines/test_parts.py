@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.parts import MAX_BATCH, MAX_TOKENS, STEP, cut
 from pipelines.text import pad
-from serving.gateway.parts import MAX_BATCH, MAX_TOKENS, STEP, cut
 from serving.gateway.versions import INLINE_CHARACTERS, Version
 
 
