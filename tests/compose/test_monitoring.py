@@ -16,6 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from serving.gateway.problems import ProblemCode
 
+from pipelines.problems import ProblemCode
 from pipelines.reports import metrics as loop
 from pipelines.storage import canonical_json
 from serving.gateway.metrics import Metrics
