@@ -14,7 +14,6 @@ from typing import get_args
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from serving.gateway.problems import ProblemCode
 
 from pipelines.problems import ProblemCode
 from pipelines.reports import metrics as loop
