@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from embedded import postgres
 from embedded.airflow import Airflow
 from embedded.ports import Ports
 from perennial.airflow.trigger import NOBODYS
 from pipelines import ledger
-from pipelines.errors import PerennialError
+from pipelines.errors import ConfigError, PerennialError
 from tests.package import called, environment, install_wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -46,7 +47,18 @@ with DAG("asked", schedule=None):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def databases():
+    """A PostgreSQL for Airflow and one for the ledger: Airflow's scheduler may end itself where SQLite is locked."""
+    try:
+        postgres.find()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with postgres.server(("airflow", "ledger")) as urls:
+        yield urls
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, databases):
     """A fresh Airflow into which the wheel was installed: its command, its environment, a client, its ledger."""
     home = tmp_path_factory.mktemp("airflow")
     programs = install_wheel(tmp_path_factory.mktemp("installed"))
@@ -70,7 +82,9 @@ def alone(tmp_path_factory):
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
-        "PERENNIAL_LEDGER_URL": f"sqlite:///{home / 'once.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": databases["airflow"],
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": databases["airflow"],
+        "PERENNIAL_LEDGER_URL": databases["ledger"],
         "NO_PROXY": "127.0.0.1",
     }
     called([*airflow, "db", "migrate"], home, **env)
@@ -83,7 +97,7 @@ def alone(tmp_path_factory):
                     subprocess.Popen(
                         list(map(str, [*airflow, *part])),
                         cwd=home,
-                        env=environment(**env),
+                        env=environment(**env, AIRFLOW__PERENNIAL__GUARD_HOSTS="True"),
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -139,6 +153,12 @@ def test_airflow_knows_the_provider_and_its_forms(alone):
     assert forms["perennial_ledger"]["standard_fields"]["url_schema"]["title"] == "Database"
     assert "require" in forms["perennial_ledger"]["extra_fields"]["sslmode"]["schema"]["enum"]
     assert forms["perennial_triton"]["extra_fields"]["private_key"]["schema"]["format"] == "multiline"
+
+
+def test_the_guard_of_hosts_can_be_asked_for(alone):
+    """With one setting the installed plugin lets the api-server answer to its own names only."""
+    for host, status in (("evil.example", 421), ("localhost", 200)):
+        assert alone.api._client.get("/api/v2/version", headers={"Host": host}).status_code == status
 
 
 def test_a_connection_is_kept_masked_and_tested(alone):
