@@ -69,7 +69,7 @@ def test_every_variable_that_is_read_somewhere_is_known():
     used = set[str]()
     for path in map(ROOT.joinpath, tracked):
         if path.suffix in (".py", ".yaml", ".yml", ".sh", ".md", "") and path.is_file() and "tests" not in path.parts:
-            used |= set(re.findall(r"PERENNIAL_[A-Z_]*[A-Z]\b(?!_)", path.read_text(errors="replace")))
+            used |= set(re.findall(r"(?<![A-Z_])PERENNIAL_[A-Z_]*[A-Z]\b(?!_)", path.read_text(errors="replace")))
     gone = {"PERENNIAL_TRITON_ADMIN_KEY", "PERENNIAL_TRITON_HTTP", "PERENNIAL_X", "PERENNIAL_X_FILE"}
     assert used - gone - doctor.known_variables() == set()
 
