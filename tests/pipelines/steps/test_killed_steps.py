@@ -11,15 +11,17 @@ import pytest
 
 from pipelines import storage
 from pipelines.files import file_sha256
+from tests import stores
 
 STEPS = ("ingest", "validate", "dataset", "train", "export", "evaluate")
 TIMED = ("metrics.jsonl", "record.json", "seconds", "samples_per_second", "variants", "cost")
 RUN = Path("artefacts/loans/20200501T000000Z")
 
 
-def _cli(home: Path, step: str, failpoint: str = "") -> int:
+def _cli(home: Path, step: str, failpoint: str = "", **more: str) -> int:
     environment = {
         **os.environ,
+        **more,
         "PERENNIAL_HOME": str(home),
         "PERENNIAL_FAILPOINT": failpoint,
         "POLARS_MAX_THREADS": "1",
@@ -71,3 +73,22 @@ def test_killed_and_run_again(point: str, steps: tuple[str, ...], undisturbed, t
     later = tuple(f"{RUN / step}/" for step in STEPS[len(steps) :])
     whole = undisturbed(steps[-1])
     assert _tree(tmp_path) == {name: sha256 for name, sha256 in whole.items() if not name.startswith(later)}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("point", ["files", *storage.STORE_FAILPOINTS, "publish"])
+def test_killed_on_one_machine_and_run_on_another(point: str, undisturbed, tmp_path: Path):
+    """With a store each step dies on one machine, and the next try on another one, whose disk is empty at first.
+
+    Together they leave there what an undisturbed run leaves on a disk of its own, byte for byte.
+    """
+    with stores.s3():
+        here = {
+            "PERENNIAL_LAKE": f"s3://{stores.BUCKET}/killed-{point}",
+            "PERENNIAL_LEDGER_URL": f"sqlite:///{tmp_path}/ledger.db",
+        }
+        for step in STEPS:
+            assert _cli(tmp_path / "dies", step, f"{step}:{point}", **here) == -signal.SIGKILL
+            assert _cli(tmp_path / "lives", step, **here) == 0
+    assert _tree(tmp_path / "lives") == undisturbed(STEPS[-1])
