@@ -18,6 +18,7 @@ MODULES = {
     "apache-airflow-task-sdk": "airflow.sdk",
     "apache-airflow-providers-standard": "airflow.providers.standard.operators.python",
     "apache-airflow-providers-celery": "airflow.providers.celery.executors.celery_executor",
+    "apache-airflow-providers-openlineage": "airflow.providers.openlineage",
     "check-jsonschema": "check_jsonschema",
     "fastapi-offline": "fastapi_offline",
     "grpcio": "grpc",
@@ -37,6 +38,7 @@ MODULES = {
 """Distribution -> module, where the names differ."""
 NOT_IMPORTED = {
     "apache-airflow-providers-celery": "AIRFLOW__CORE__EXECUTOR=CeleryExecutor of docker-compose.yaml",
+    "apache-airflow-providers-openlineage": "Airflow's listener that sends what perennial/airflow/facets.py says",
     "check-jsonschema": "the compose-spec schema that tests/compose/test_contract.py checks the compose files with",
     "dvc": "`dvc repro` and `dvc exp` on dvc.yaml, the same line of steps without Airflow",
     "fastapi-offline": "the gateway ships the files of its documentation pages",
@@ -139,7 +141,8 @@ def test_a_direct_dependency_is_used():
     Nothing is named that is imported or gone.
     """
     direct = {name_of(line): module_of(line) for line in (ROOT / "requirements.in").read_text().split()}
-    shared = {"apache-airflow-providers-celery"}  # one package, "airflow", of several distributions
+    # Packages of several distributions: "airflow", and "google".
+    shared = {"apache-airflow-providers-celery", "apache-airflow-providers-openlineage", "protobuf"}
     used = imported()
     idle = {
         name
