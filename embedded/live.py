@@ -71,7 +71,8 @@ def _whole_and_live(settings: Settings, say: Callable[[str], None]) -> tuple[lis
     retired = ledger.retired(settings.ledger).now
     for case in sorted(retired.keys() & set(whole)):
         say(f"the case {case} is left alone: {retired[case]}")
-    return whole, [case for case in traffic.live_cases(found) if case not in retired]
+    begun = ledger.cases(settings.ledger)
+    return whole, [case for case in traffic.live_cases(found, begun) if case not in retired]
 
 
 def _caught_up(settings: Settings, case: str) -> bool:

@@ -12,7 +12,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,16 +59,19 @@ class Place:
     labels: datetime
 
 
-def live_cases(found: Sequence[Case] | None = None) -> list[str]:
+def live_cases(found: Sequence[Case] | None = None, begun: Collection[str] = ()) -> list[str]:
     """The cases that follow today's clock and can work.
 
     Those that come with an installed package are examples: they are set going where somebody has none of their own.
+    Those that have ``begun`` before go on.
     """
     cases = survey() if found is None else found
     live = [case.name for case in cases if not case.problem and case.params is not None and case.params.schedule.live]
     if installation.CHECKOUT:
         return live
-    return [case for case in live if outside(case)] or live
+    if not any(map(outside, live)):
+        return live
+    return [case for case in live if outside(case) or case in begun]
 
 
 def place_file(settings: Settings, case: str) -> Path:
@@ -183,7 +186,8 @@ def run(settings: Settings) -> None:
     said: dict[str, str] = {}
     live: list[str] | None = None
     while True:
-        if live != (live := live_cases()):
+        begun = [path.stem for path in place_file(settings, "any").parent.glob("*.json")]
+        if live != (live := live_cases(begun=begun)):
             log.info("live: %s", ", ".join(live) or "no case")
         for case in live:
             try:

@@ -131,6 +131,23 @@ def test_a_retired_case_stays_paused(airflow, tmp_path):
     assert "the case shop is left alone: shop is retired since" in said[0]
 
 
+def test_an_example_that_has_begun_goes_on(airflow, tmp_path, monkeypatch):
+    """A case of the package that the ledger knows is not paused when somebody brings a live case of their own."""
+    monkeypatch.setattr(installation, "CHECKOUT", False)
+    monkeypatch.setenv("PERENNIAL_CASES", str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    settings = Settings(home=tmp_path)
+    with shop.installed(tmp_path / "cases") as root:
+        for name in ("shop", "desk", "lamp"):
+            shop.edit(shop.write(root, name) / "params.yaml", ("live: false", "live: true"))
+        for retired in (True, False):
+            ledger.set_retired(settings.ledger, "desk", retired=retired, reason="tried", actor="ada")
+        (root / "shop").rename(tmp_path / "mine" / "shop")
+        assert live.open_live_cases("http://x", tmp_path, print) == ["desk", "shop"]
+    assert ("unpause", "desk_drift") in airflow.asked
+    assert ("unpause", "lamp_drift") not in airflow.asked
+
+
 def test_the_cases_of_a_package_are_examples(tmp_path, monkeypatch):
     """Those that an installed package brings are set going only where nobody has a live case of their own."""
     monkeypatch.setattr(installation, "CHECKOUT", False)
@@ -142,5 +159,6 @@ def test_the_cases_of_a_package_are_examples(tmp_path, monkeypatch):
         assert live.traffic.live_cases() == ["desk", "shop"]
         (root / "shop").rename(tmp_path / "mine" / "shop")
         assert live.traffic.live_cases() == ["shop"]
+        assert live.traffic.live_cases(begun=["desk", "gone"]) == ["desk", "shop"]
         monkeypatch.setattr(installation, "CHECKOUT", True)
         assert live.traffic.live_cases() == ["desk", "shop"]
