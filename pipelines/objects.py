@@ -36,7 +36,13 @@ FOLDERS = ("lake", "artefacts")
 AT_ONCE = 8
 """Objects that are asked for at once."""
 _COMMIT = re.compile(r"(\d{6})\.json")
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""What says of a step's folder what it holds."""
+DAMAGED = "damaged-"
+"""Before the key in the name of a folder that was set aside as it was not as committed.
+
+``<step>.damaged-<key>.<random>``.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +198,8 @@ def refresh_all(above: Path, step: str, *, every: bool = False) -> None:
     def one(run: str) -> None:
         folder = above / run / step
         newest = refresh(folder)
-        for commit in commits(folder) if every else ():
-            if commit.number < newest:
+        for number in range(1, newest) if every else ():
+            if (commit := _commit(place / run / step, number)) is not None:
                 _bring_folder(place / run / step, folder, commit, now=False)
 
     _each(one, _names(place)[1])
@@ -225,7 +231,7 @@ def publish(folder: Path, work: Path, after: int, between: Callable[[], None] = 
     place = _place(folder)
     if place is None:
         return True
-    manifest = (work / _MANIFEST).read_text()
+    manifest = (work / MANIFEST).read_text()
     names = list(json.loads(manifest)["files"])
     own = f"{json.loads(manifest)['key'][:16]}-{uuid.uuid4().hex[:8]}"
     _each(lambda name: _put(place / own / name, work / name), names)
@@ -249,21 +255,34 @@ def commits(folder: Path) -> list[Commit]:
 def push(settings: Settings, case: str = "") -> dict[str, int]:
     """Put all of a state's lake and artefacts (of one ``case``) that the store lacks: how a state of before gets one.
 
-    Returns how many files and folders were put. Raises Unavailable; what was put until then stays.
+    Returns how many files and folders were put. Raises Unavailable; what was put until then stays, and the next push
+    goes on there. A folder of which the store has other contents is left alone.
     """
     attach(settings)
     lake, artefacts = (settings.root / folder / case for folder in FOLDERS)
     files = [path for path in lake.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(lake))]
     put_files(files)
     folders = 0
-    for manifest in sorted(artefacts.rglob(_MANIFEST)):
+    for manifest in sorted(artefacts.rglob(MANIFEST)):
         folder = manifest.parent
-        if _is_hidden(folder.relative_to(artefacts)) or "." in folder.name or commits(folder):
+        if _is_hidden(folder.relative_to(artefacts)) or "." in folder.name:
             continue
-        aside = sorted(folder.parent.glob(f"{folder.name}.*"), key=lambda path: path.stat().st_mtime)
-        for number, content in enumerate([*(one for one in aside if (one / _MANIFEST).exists()), folder]):
-            folders += publish(folder, content, number)
+        contents = [*_set_aside(folder), folder]
+        there = [commit.manifest for commit in commits(folder)]
+        if there == [_manifest(content) for content in contents[: len(there)]]:
+            for number in range(len(there), len(contents)):
+                folders += publish(folder, contents[number], number)
     return {"files": len(files), "folders": folders}
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """What a step's folder held before, the oldest first, as far as it is as it was committed."""
+    found = [
+        path
+        for path in folder.parent.glob(f"{folder.name}.*")
+        if _manifest(path) and not path.name.startswith(f"{folder.name}.{DAMAGED}")
+    ]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
 def _is_hidden(path: Path) -> bool:
@@ -285,7 +304,7 @@ def _commit(place: _Place, number: int) -> Commit | None:
 
 def _manifest(folder: Path) -> str:
     try:
-        return (folder / _MANIFEST).read_text()
+        return (folder / MANIFEST).read_text()
     except (FileNotFoundError, NotADirectoryError):
         return ""
 
@@ -300,7 +319,7 @@ def _bring_folder(place: _Place, folder: Path, commit: Commit, *, now: bool) -> 
         for name in commit.about["files"]:
             (work / name).parent.mkdir(parents=True, exist_ok=True)
         _each(lambda name: (work / name).write_bytes(_whole(place / commit.files / name)), commit.about["files"])
-        (work / _MANIFEST).write_text(commit.manifest)
+        (work / MANIFEST).write_text(commit.manifest)
         make_durable([path for path in work.rglob("*") if path.is_file() or path.is_dir()])
         work.chmod(usual_mode(0o777))
         token = work.name.rsplit(".", 1)[-1]
@@ -323,8 +342,8 @@ def _bring_folder(place: _Place, folder: Path, commit: Commit, *, now: bool) -> 
 
 def _place(path: Path) -> _Place | None:
     for root, url in _attached.items():
-        if path.is_relative_to(root) and (name := path.relative_to(root)).parts[:1] in {(one,) for one in FOLDERS}:
-            return _Place(url, name.as_posix())
+        if any(path.is_relative_to(root / folder) for folder in FOLDERS):
+            return _Place(url, path.relative_to(root).as_posix())
     return None
 
 

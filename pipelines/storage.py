@@ -35,7 +35,7 @@ from pipelines.files import (
 )
 from pipelines.provenance import provenance
 
-MANIFEST = "manifest.json"
+MANIFEST, DAMAGED = objects.MANIFEST, objects.DAMAGED
 FAILPOINTS = ("build", "files", "manifest", "publish", "published")
 """Where ``PERENNIAL_FAILPOINT=<step>:<point>`` sends SIGKILL: before building, after the files, after the
 manifest, before the rename, after it."""
@@ -44,12 +44,6 @@ STORE_FAILPOINTS = ("put", "stored")
 
 MEND = "move the folder away and run again"
 """What helps against a folder that is not as it was committed: a step makes the same again of the same inputs."""
-
-DAMAGED = "damaged-"
-"""Before the key in the name of a folder that was set aside as it was not as committed.
-
-``<step>.damaged-<key>.<random>``.
-"""
 
 log = logging.getLogger(__name__)
 

@@ -225,6 +225,34 @@ def test_a_state_of_before_is_pushed_by_one_command(tmp_path, url, server):
     assert storage.find(other.root / RUN / "train", "k1").exists()
 
 
+def test_a_push_that_broke_off_is_completed_by_the_next(tmp_path, url, monkeypatch):
+    """What was set aside never stands for the present content, and a damaged folder is not pushed at all."""
+    plain = Settings(home=tmp_path / "old")
+    folder = plain.root / RUN / "train"
+    commit(plain)
+    commit(plain, key="k2", text="again")
+    shutil.copytree(folder, folder.with_name(f"train.{storage.DAMAGED}k2.x"))
+    settings = Settings(home=tmp_path / "old", lake=url)
+    publish, published = objects.publish, []
+
+    def breaks_off(*arguments):
+        published.append(arguments)
+        if len(published) == 2:
+            raise Unavailable("the store is gone")
+        return publish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "publish", breaks_off)
+        with pytest.raises(Unavailable, match="is gone"):
+            objects.push(settings)
+
+    assert objects.push(settings)["folders"] == 1
+
+    assert [found.about["key"] for found in objects.commits(folder)] == ["k1", "k2"]
+    other = home(tmp_path / "other", url)
+    assert storage.read_manifest(other.root / RUN / "train").key == "k2"
+
+
 @pytest.mark.parametrize("address", ["s3:/nothing", "ftp://somewhere/x", "nonsense"])
 def test_an_address_that_is_none_says_so(tmp_path, address):
     """A store's address that nothing can be made of is refused at once, with what one looks like."""
