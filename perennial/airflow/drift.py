@@ -7,7 +7,7 @@ from airflow.sdk import DAG, TriggerRule, XComArg, chain
 from perennial.airflow.deadlines import DRIFT as WITHIN
 from perennial.airflow.deadlines import deadline
 from perennial.airflow.failures import tell_failure
-from perennial.airflow.operators import StepOperator
+from perennial.airflow.operators import StepOperator, task_of
 from perennial.airflow.run import DEFAULTS, clock_param, timetable
 from perennial.airflow.trigger import TriggerOnce
 from pipelines.line.order import DRIFT, HEADROOM, PROFILE, RECONCILE, TELLING
@@ -38,18 +38,8 @@ def drift(params: Params) -> DAG:
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "drift"],
     ) as dag:
-        profile = StepOperator(
-            task_id=PROFILE.name, step=PROFILE, case=params.case, trigger_rule=TriggerRule.NONE_FAILED
-        )
-        if params.drift.mapped:
-            # A task for every day that has rows; `profile` then merges what they made.
-            days = StepOperator(task_id="profile_days", step=PROFILE, part="days", case=params.case)
-            (
-                StepOperator.partial(task_id="profile_day", step=PROFILE, part="part", case=params.case).expand(
-                    day=days.output
-                )
-                >> profile
-            )
+        # With a task for every day that has rows `profile` merges what they made.
+        profile = task_of(PROFILE, params.case, in_parts=params.drift.mapped, each="day")
         # A probe takes seconds. Whatever becomes of it, a window that was profiled is judged.
         headroom = StepOperator(
             task_id=HEADROOM.name, step=HEADROOM, case=params.case, execution_timeout=timedelta(minutes=10)

@@ -100,12 +100,13 @@ class StepOperator(ToldToOpenLineage, BaseOperator):
         end_all(descendants(), grace=KILL_GRACE)
 
 
-def task_of(step: Verb, case: str, *, in_parts: bool) -> StepOperator:
-    """The task of a step, ``in_parts`` behind a task for each part of its work; it runs where there is none, too."""
+def task_of(step: Verb, case: str, *, in_parts: bool, each: str = "part") -> StepOperator:
+    """The task of a step, ``in_parts`` behind a task for ``each`` part of its work; it runs without any, too."""
     if not in_parts:
         return StepOperator(task_id=step.name, step=step, case=case)
     days = StepOperator(task_id=f"{step.name}_days", step=step, part="days", case=case)
-    part = StepOperator.partial(task_id=f"{step.name}_part", step=step, part="part", case=case).expand(day=days.output)
+    partial = StepOperator.partial(task_id=f"{step.name}_{each}", step=step, part="part", case=case)
+    part = partial.expand(day=days.output)
     whole = StepOperator(task_id=step.name, step=step, case=case, trigger_rule=TriggerRule.NONE_FAILED)
     part >> whole
     return whole

@@ -360,10 +360,12 @@ def _forget_parts(run: Run) -> None:
 
 def _from_source(run: Run, fields: Fields) -> Origin:
     """The case's source; of a table of versions the one that the parts of this run have read."""
-    params, before = run.params, _plan(run).get("source", {})
-    name = {"delta": "version", "iceberg": "snapshot"}.get(str(params.source.get("kind")), "")
-    if params.dataset.mapped_days is not None and before.get(name) is not None:
-        params = params.model_copy(update={"source": {**params.source, name: int(before[name])}})
+    params = run.params
+    name = {"delta": "version", "iceberg": "snapshot"}.get(str(params.source.get("kind")))
+    if name is not None and params.dataset.mapped_days is not None:
+        before = _plan(run).get("source", {}).get(name)
+        if before is not None:
+            params = params.model_copy(update={"source": {**params.source, name: int(before)}})
     return from_source(part_of(run.case, "source"), fields, params, run.settings)
 
 

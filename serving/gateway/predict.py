@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -24,6 +24,8 @@ from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
 from serving.gateway.tracing import given, phase
 from serving.gateway.versions import Version
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +117,22 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
-        try:
-            rows, asked = await gateway.apart(len(body), _read, case, body, received)
-        except Refused as error:
-            await refusals.note(gateway, case, error, body, received)
-            raise
+        rows, asked = await _taken(gateway, case, body, received, _read)
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
     return request_id, [answers[row.id] for row in rows]
+
+
+async def _taken(
+    gateway: Gateway, case: Case, body: bytes, received: datetime, read: Callable[[Case, bytes, datetime], T]
+) -> T:
+    """What ``read`` takes from a body; the rows of one that it refuses are counted."""
+    try:
+        return await gateway.apart(len(body), read, case, body, received)
+    except Refused as error:
+        await refusals.note(gateway, case, error, body, received)
+        raise
 
 
 async def _fresh(
@@ -172,11 +181,7 @@ async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, l
     received = datetime.now(UTC)
     request_id = uuid.uuid4().hex
     with phase("read"):
-        try:
-            rows, unfit, hours = await gateway.apart(len(body), _read_each, case, body, received)
-        except Refused as error:
-            await refusals.note(gateway, case, error, body, received)
-            raise
+        rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
     asked: dict[str, Row] = {}
     for row in rows:
         if row.digest:
