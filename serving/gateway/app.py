@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines import hosts
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
-from serving.gateway import grpc_server, openapi, routes_v2, tracing
+from serving.gateway import grpc_server, inference, openapi, routes_v2, tracing
 from serving.gateway.connections import BOUNDS
 from serving.gateway.direct import Direct
 from serving.gateway.metrics import Metrics
@@ -62,7 +62,9 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None) -
             await asyncio.wait(tasks)
             await stop(gateway)
 
-    app = FastAPI(title="Perennial gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Perennial gateway", version=inference.VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.include_router(router)
     app.include_router(routes_v2.router)
     openapi.install(app)

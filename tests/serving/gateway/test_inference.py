@@ -250,10 +250,12 @@ def test_an_address_that_is_taken_stops_the_start_with_what_to_do(tmp_path):
         asyncio.run(start())
 
 
-def test_the_version_is_the_packages():
-    """The server's metadata names the version that pyproject.toml does."""
+def test_the_version_is_the_packages(world):
+    """The server's metadata and its documentation name the version that pyproject.toml does."""
     pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     assert pyproject["project"]["version"] == inference.VERSION
+    assert world[0].get("/v2").json()["version"] == inference.VERSION
+    assert world[0].get("/openapi.json").json()["info"]["version"] == inference.VERSION
 
 
 def test_a_stub_without_a_client_library_works(world):
