@@ -50,12 +50,7 @@ def running(tmp_path_factory) -> Iterator[Running]:
     for path in [*(ROOT / "dags").glob("*.py"), ROOT / "tests/dags/probes.py"]:
         shutil.copy(path, dags)
     try:
-        with (
-            receiver(200) as (webhook, messages),
-            receiver(200) as (sink, events),
-            pytest.MonkeyPatch.context() as patch,
-        ):
-            patch.setenv("OPENLINEAGE_URL", sink)
+        with receiver(200) as (webhook, messages), receiver(200) as (sink, events):
             extra = {
                 "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
                 "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(len(ENDS)),
@@ -65,7 +60,11 @@ def running(tmp_path_factory) -> Iterator[Running]:
                 "PERENNIAL_ALERT_WEBHOOK": webhook,
                 "PERENNIAL_FAILPOINT": f"@{faults}",
             }
-            yield Running(stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra), faults, messages, events)
+            # Only while it starts: the stack lives as long as the process, whose other tests know of no backend.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OPENLINEAGE_URL", sink)
+                started = stack.start(home, Ports.free(), profile=PROFILE, extra_env=extra)
+            yield Running(started, faults, messages, events)
     finally:
         assert stack.stop(home) == 0
         if PROFILE == "full":
