@@ -20,7 +20,7 @@ from pipelines import ledger, runtime, storage
 from pipelines.contracts import Release
 from pipelines.deploy import repository, triton
 from pipelines.encoding import encoder
-from pipelines.errors import IntegrityError, PerennialError, Unavailable
+from pipelines.errors import Crowded, IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
 from pipelines.params import DEFAULT_SERVING, ServingParams
 from pipelines.settings import Settings
@@ -325,9 +325,14 @@ def _stray(settings: Settings, case: str) -> str:
 
 
 def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> bool:
-    """Prove a version; if it does not answer, have it loaded anew. Whether that was needed."""
+    """Prove a version; if it does not answer, have it loaded anew. Whether that was needed.
+
+    Raises Crowded where it has no time for a proof: it lives, and loading it would lose what waits.
+    """
     try:
         prove(settings, fields, version, bundle)
+    except Crowded:
+        raise
     except (Unavailable, IntegrityError) as error:
         log.warning("%s: %s; loading it again", fields.case, error)
     else:
