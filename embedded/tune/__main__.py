@@ -197,16 +197,18 @@ def table(judgement: grid.Judgement) -> Table:
 
 
 def reasons(judgement: grid.Judgement) -> str:
-    """Why it is that one, in two sentences."""
+    """Why it is that one, and where its promises come from."""
     chosen, base, most = judgement.chosen, judgement.all[0].tried, max(judgement.all[0].rates)
     why = "nothing is faster than the simplest by more than that"
     if chosen is not base:
         why = "of what is as fast within that, it is the simplest"
+    promises = (
+        f"The SLO is {grid.MARGIN:g} times what was measured at {most} clients and {grid.GATEWAY_MS:g} ms for the "
+        f"gateway, the deadline {grid.DEADLINE:g} times its p99, {grid.LEAST_DEADLINE_SECONDS:g} s at least."
+    )
     return (
         f"Ratios are to {grid.name(base.serving)}, {base.of(most, 'rate'):,.0f} requests/s at {most} clients; they "
-        f"differ by {judgement.noise:.0%} from round to round. Proposed: {grid.name(chosen.serving)}; {why}. The SLO is "
-        f"{grid.MARGIN:g} times what was measured at {most} clients and {grid.GATEWAY_MS:g} ms for the gateway, the "
-        f"deadline {grid.DEADLINE:g} times its p99, {grid.LEAST_DEADLINE_SECONDS:g} s at least."
+        f"differ by {judgement.noise:.0%} from round to round. Proposed: {grid.name(chosen.serving)}; {why}. {promises}"
     )
 
 
