@@ -85,11 +85,13 @@ class Judgement:
 
 
 def tried(serving: ServingParams) -> list[ServingParams]:
-    """What is tried of a case that is served so, the simplest first; nothing is turned away while it is measured."""
+    """What is tried of a case that is served so, the simplest first; a queue that it declares is part of batching."""
+    queue = Queue() if serving.batching is None else serving.batching.queue
+    batchings = [batching and batching.model_copy(update={"queue": queue}) for batching in BATCHINGS]
     return [
         serving.model_copy(update={"instances": instances, "batching": batching})
         for instances in INSTANCES
-        for batching in BATCHINGS
+        for batching in batchings
     ]
 
 
@@ -140,10 +142,6 @@ def judge(found: Sequence[Tried]) -> Judgement:
 
 def proposed(chosen: Tried, serving: ServingParams) -> ServingParams:
     """``serving`` with what was chosen, and a deadline and an SLO of what it came to at the most clients."""
-    batching = chosen.serving.batching
-    if batching is not None:
-        queue = Queue() if serving.batching is None else serving.batching.queue
-        batching = batching.model_copy(update={"queue": queue})
     most = max(chosen.points)
     p95, p99 = chosen.of(most, "p95"), chosen.of(most, "p99")
     deadline = min(max(DEADLINE * p99 / 1000, LEAST_DEADLINE_SECONDS), MOST_DEADLINE_SECONDS)
@@ -151,7 +149,7 @@ def proposed(chosen: Tried, serving: ServingParams) -> ServingParams:
     return serving.model_copy(
         update={
             "instances": chosen.serving.instances,
-            "batching": batching,
+            "batching": chosen.serving.batching,
             "deadline_seconds": _up(deadline),
             "slo": slo,
         }

@@ -53,6 +53,8 @@ def test_the_grid_begins_with_the_simplest():
     declared = ServingParams(device="gpu", default=0.1, cache=Cache(seconds=1))
     assert {(way.device, way.default, way.cache) for way in grid.tried(declared)} == {("gpu", 0.1, declared.cache)}
     assert len({grid.name(way) for way in WAYS}) == len(WAYS) == 10
+    queued = grid.tried(ServingParams(batching=Batching(window_ms=9, queue=Queue(size=7))))
+    assert {way.batching and way.batching.queue for way in queued} == {None, Queue(size=7)}
 
 
 def test_differences_within_the_noise_are_ties_and_the_simplest_is_chosen():
@@ -87,14 +89,12 @@ def test_what_one_client_pays_for_is_not_chosen():
 
 def test_the_proposal_promises_more_than_was_measured():
     """SLO and deadline come from the measured p95 and p99, with a margin and rounded up; all else stays."""
-    declared = ServingParams(
-        device="gpu", default=0.2, slo=Slo(errors=0.05), batching=Batching(window_ms=9, queue=Queue(size=7))
-    )
+    declared = ServingParams(device="gpu", default=0.2, slo=Slo(errors=0.05), batching=Batching(window_ms=9))
     [chosen] = came_to(rates(), p95=20.3, p99=61.0)[1:2]
     found = grid.proposed(chosen, declared)
     assert found.slo == Slo(p95_ms=51, p99_ms=140, errors=0.05)
     assert found.deadline_seconds == 1.3
-    assert (found.device, found.default, found.batching) == ("gpu", 0.2, Batching(queue=Queue(size=7)))
+    assert (found.device, found.default, found.batching) == ("gpu", 0.2, Batching())
     assert grid.proposed(came_to(rates())[0], declared).deadline_seconds == 1.0
     assert ServingParams.model_validate(found.model_dump()) == found
 
