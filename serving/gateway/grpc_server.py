@@ -107,7 +107,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
             await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.holding(size, case.name):
+            with gateway.using(request.model_name) as case, gateway.door.place(case.name) as place:
+                place.hold(size)
                 found = await inference.infer(
                     gateway,
                     case,
@@ -137,8 +138,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             status = told.status
             await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text)
         finally:
-            metrics.requests.labels(case, route, status).inc()
-            metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            metrics.answered(case, route, status, time.perf_counter() - began)
 
 
 def _tensors(request: Any) -> list[Tensor]:
