@@ -20,7 +20,7 @@ BATCHINGS = (
 )
 CLIENTS = (1, 8, 32)
 """How many clients ask at a time, each for its next row as soon as it has its answer."""
-LEAST_NOISE = 0.05
+LEAST_NOISE = 0.1
 """A smaller difference is none, however steady it is."""
 MARGIN = 2.0
 """What is promised is so much longer than what was measured: no machine is always as idle as this one was."""
