@@ -22,8 +22,11 @@ CLIENTS = (1, 8, 32)
 """How many clients ask at a time, each for its next row as soon as it has its answer."""
 LEAST_NOISE = 0.1
 """A smaller difference is none, however steady it is."""
-MARGIN = 2.0
-"""What is promised is so much longer than what was measured: no machine is always as idle as this one was."""
+MARGIN = 3.0
+"""What is promised is so much longer than what was measured: no machine is always as idle as this one was.
+
+A promise that is too tight turns people away whom nothing keeps from being answered.
+"""
 GATEWAY_MS = 10.0
 """What is promised beyond that, for what the gateway does around Triton: reading, checks, the log, a busy worker."""
 DEADLINE = 20.0

@@ -92,7 +92,7 @@ def test_the_proposal_promises_more_than_was_measured():
     declared = ServingParams(device="gpu", default=0.2, slo=Slo(errors=0.05), batching=Batching(window_ms=9))
     [chosen] = came_to(rates(), p95=20.3, p99=61.0)[1:2]
     found = grid.proposed(chosen, declared)
-    assert found.slo == Slo(p95_ms=51, p99_ms=140, errors=0.05)
+    assert found.slo == Slo(p95_ms=71, p99_ms=200, errors=0.05)
     assert found.deadline_seconds == 1.3
     assert (found.device, found.default, found.batching) == ("gpu", 0.2, Batching())
     assert grid.proposed(came_to(rates())[0], declared).deadline_seconds == 1.0
