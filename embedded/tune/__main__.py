@@ -10,6 +10,8 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -23,6 +25,7 @@ from rich.table import Table
 
 from embedded import triton
 from embedded.ports import Ports
+from embedded.processes import end
 from embedded.tune import grid, load, written
 from pipelines import ledger, objects, storage
 from pipelines.cases import load_fields
@@ -34,6 +37,7 @@ from pipelines.fields import Fields
 from pipelines.params import ServingParams
 from pipelines.params_file import load_params, params_file
 from pipelines.places import PRIVATE
+from pipelines.processes import birth
 from pipelines.settings import Settings, read_settings
 from serving.gateway import versions
 
@@ -41,6 +45,8 @@ ROWS = 256
 """So many rows of the holdout are asked for, over and over."""
 SECONDS, ROUNDS, WORKERS = 2.0, 3, 2
 WIDE = 160
+FOLDER, OWNER = "perennial-tune-", "owner"
+"""What folders of measurements are called, and the file there that names the process."""
 Say = Callable[[str], None]
 
 
@@ -59,6 +65,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m embedded.tun
         if not 0 < getattr(options, name) <= 600:
             parser.error(f"--{name} {getattr(options, name):g} is not above 0 and at most 600")
     os.umask(PRIVATE)
+    # A plain kill must stop Triton too: turn it into the exception that ends the with-blocks in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Into a file or a pipe a table is as wide as it needs to be.
     console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDE)
     try:
@@ -123,8 +131,10 @@ def measured(
     rows = rows_of(settings, fields, release)
     triton.bring(say)
     points = [defaultdict[int, list[grid.Point]](list) for _ in tried]
-    with tempfile.TemporaryDirectory(prefix="perennial-tune-") as folder:
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
         home, ports = Path(folder), Ports.free()
+        (home / OWNER).write_text(f"{os.getpid()} {birth(os.getpid())}")
         with triton.triton(home, ports), load.workers(fields.case, rows, workers) as pool:
             own = triton.settings(home, ports)
             target = load.Target(own.address("triton_grpc"), own.triton_client, release.champion)
@@ -139,6 +149,19 @@ def measured(
                         said.append(f"{its[count][-1].rate:,.0f}/s at {count}")
                     say(f"round {number + 1}, {grid.name(serving)}: {', '.join(said)}")
     return [grid.Tried(serving, dict(its)) for serving, its in zip(tried, points, strict=True)]
+
+
+def sweep() -> None:
+    """End the Tritons of measurements that were killed, and remove their folders."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        try:
+            pid, born = map(int, (folder / OWNER).read_text().split())
+        except (OSError, ValueError):  # somebody else's, or just being made
+            continue
+        if birth(pid) != born:
+            end([], triton.stack_tag(folder))
+            triton.sweep(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def rows_of(settings: Settings, fields: Fields, release: Release) -> load.Rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +20,7 @@ from embedded.tune.grid import Point
 from pipelines.cases import load_fields
 from pipelines.fields import Fields
 from pipelines.parts import Part
+from pipelines.processes import die_with_parent
 from serving.gateway.triton import Triton
 
 WARM_SECONDS = 0.3
@@ -57,7 +60,7 @@ _own: list[_Own] = []
 def workers(case: str, rows: Rows, count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that ask for the rows of a case, as so many workers of the gateway."""
     spawn = multiprocessing.get_context("spawn")  # a channel of gRPC does not outlive a fork
-    with ProcessPoolExecutor(count, spawn, _take, (case, rows)) as pool:
+    with ProcessPoolExecutor(count, spawn, _take, (case, rows, os.getpid())) as pool:
         yield pool
 
 
@@ -70,7 +73,9 @@ def measure(pool: ProcessPoolExecutor, target: Target, clients: int, seconds: fl
     return Point(sum(len(one.latencies) / one.seconds for one in found), p50, p95, p99)
 
 
-def _take(case: str, rows: Rows) -> None:
+def _take(case: str, rows: Rows, parent: int) -> None:
+    die_with_parent(parent=parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends what it began
     _own.append(_Own(load_fields(case), rows))
 
 

@@ -26,7 +26,7 @@ def write(path: Path, params: Params, serving: ServingParams, block: Mapping[str
     try:
         text = path.read_text(encoding="utf-8")
         changed = rewritten(text, block)
-        with tempfile.TemporaryDirectory(prefix="perennial-tune-") as folder:
+        with tempfile.TemporaryDirectory(prefix="perennial-params-") as folder:
             trial = Path(folder) / "params.yaml"
             trial.write_text(changed, encoding="utf-8")
             if load_params(params.case, trial) != params.model_copy(update={"serving": serving}):

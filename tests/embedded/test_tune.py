@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from embedded.ports import Ports
+from embedded.processes import alive
 from embedded.tune import __main__ as tune
 from embedded.tune import grid, written
 from pipelines import ledger
@@ -219,3 +222,19 @@ def test_rows_are_those_of_the_holdout(champion):
     rows = tune.rows_of(champion, fields, ledger.head(champion.ledger, CASE))
     assert len(rows) == 40
     assert {part.tensors["numeric"].shape for [part] in rows} == {(1, len(fields.numeric))}
+
+
+@pytest.mark.slow
+def test_what_a_killed_measurement_left_is_ended_by_the_next(tmp_path, monkeypatch):
+    """The Triton and the folder of a dead process go; those of one that lives, and folders of others, stay."""
+    monkeypatch.setattr(tune.tempfile, "tempdir", str(tmp_path))
+    dead, mine, other = (tmp_path / f"{tune.FOLDER}{name}" for name in ("dead", "mine", "other"))
+    for folder in (dead, mine, other):
+        folder.mkdir()
+    (dead / tune.OWNER).write_text(f"{os.getpid()} 1")
+    (mine / tune.OWNER).write_text(f"{os.getpid()} {tune.birth(os.getpid())}")
+    left = tune.triton.start_triton(dead, Ports.free())
+    assert alive(left)
+    tune.sweep()
+    assert not alive(left)
+    assert sorted(tmp_path.iterdir()) == [mine, other]
