@@ -19,6 +19,7 @@ from serving.gateway import refusals
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
+from serving.gateway.protections import Visit
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
@@ -100,13 +101,15 @@ CONFLICT = "conflict"
 _encoder = msgspec.json.Encoder()
 
 
-async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
+async def predict(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
     """The reply, as JSON, to the body of a predict request. Raises what :func:`answer` raises."""
-    request_id, answers = await answer(gateway, case, body)
+    request_id, answers = await answer(gateway, case, visit, body)
     return await gateway.apart(len(body), _reply, case, request_id, answers)
 
 
-async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = None) -> tuple[str, list[Answer]]:
+async def answer(
+    gateway: Gateway, case: Case, visit: Visit, body: bytes, only: int | None = None
+) -> tuple[str, list[Answer]]:
     """An id of the request and the answers to its rows: each of them is in the log, with exactly this answer.
 
     ``only`` is the one version that may answer (None: whichever the ledger says). Raises Refused for what the client
@@ -118,6 +121,7 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
         rows, asked = await _taken(gateway, case, body, received, _read)
+        await gateway.door.rows(visit, len(rows))
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
@@ -165,13 +169,13 @@ async def _fresh(
     return found
 
 
-async def predict_each(gateway: Gateway, case: Case, body: bytes) -> bytes:
+async def predict_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
     """The reply, as JSON, to a predict request whose rows are answered one by one."""
-    request_id, found = await answer_each(gateway, case, body)
+    request_id, found = await answer_each(gateway, case, visit, body)
     return await gateway.apart(len(body), _reply_each, case, request_id, found)
 
 
-async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, list[Answer | Refused]]:
+async def answer_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> tuple[str, list[Answer | Refused]]:
     """An id of the request and what becomes of each row: its answer, which is in the log, or why it is refused.
 
     A row that is not as declared, or whose id belongs to another one, keeps no other from being answered. Raises
@@ -182,6 +186,7 @@ async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, l
     request_id = uuid.uuid4().hex
     with phase("read"):
         rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
+        await gateway.door.rows(visit, len(rows) + len(unfit))
     asked: dict[str, Row] = {}
     for row in rows:
         if row.digest:
