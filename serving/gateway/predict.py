@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,6 +97,11 @@ class Row(NamedTuple):
 
 Scored = tuple[Row, Answer, list[float] | UnsetType]
 """A row, its answer, and in a case with classes the scores of all of them."""
+KEPT = 0.7
+"""What part of a promised p99 the scores may take.
+
+The pace that it is held against is a mean, and log and reply follow.
+"""
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
@@ -157,7 +163,7 @@ async def _fresh(
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
-        version, scores = await _score(gateway, case, columns, only)
+        version, scores = await _score(gateway, case, columns, only, received)
         scored = await gateway.apart(size, _scored, case, fresh, received, version, scores)
         with phase("log"):
             raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
@@ -386,23 +392,27 @@ def _conflict(row: Row, count: int) -> Refused:
     return Refused(409, CONFLICT, text, field="prediction_id", row=row.number, rows=count)
 
 
-async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | None) -> tuple[int, list[float]]:
+async def _score(
+    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
+) -> tuple[int, list[float]]:
     """The version that answered and its scores.
 
     The champion's, or while it does not answer, the previous release's (with its own encoding), unless ``only`` one
-    version may answer.
+    version may answer. Raises Late if more rows wait than can be answered as is promised, by whichever release: it is
+    one Triton.
     """
     champion, previous = gateway.routing.versions(case.name, case.route, only)
     texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
     deadline = gateway.triton.deadline(texts, case.serving.deadline_seconds)
+    promised = _promised(case.serving.slo.p99_ms, received)
     try:
-        scores = await _scored_by(gateway, case, champion, columns, deadline)
+        scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await _scored_by(gateway, case, previous, columns, deadline)
+            scores = await _scored_by(gateway, case, previous, columns, deadline, promised)
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))
@@ -411,11 +421,21 @@ async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | Non
     return champion.number, scores
 
 
-async def _scored_by(gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float) -> list[float]:
+def _promised(p99_ms: float | None, received: datetime) -> float:
+    """The monotonic time by which scores must be there for what is promised of a request that was ``received``."""
+    if p99_ms is None:
+        return math.inf
+    spent = max(0.0, (datetime.now(UTC) - received).total_seconds())
+    return time.monotonic() + max(0.0, p99_ms / 1000 * KEPT - spent)
+
+
+async def _scored_by(
+    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
+) -> list[float]:
     with phase("encode"):
         parts = await version.parts(columns)
     with phase("triton"):
-        return await gateway.triton.score(case.fields, version.number, parts, deadline)
+        return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:
