@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,7 +97,7 @@ class Row(NamedTuple):
 Scored = tuple[Row, Answer, list[float] | UnsetType]
 """A row, its answer, and in a case with classes the scores of all of them."""
 KEPT = 0.7
-"""What part of a promised p99 the scores may take.
+"""What part of a promised p99, or of the deadline, the scores may take.
 
 The pace that it is held against is a mean, and log and reply follow.
 """
@@ -404,7 +403,7 @@ async def _score(
     champion, previous = gateway.routing.versions(case.name, case.route, only)
     texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
     deadline = gateway.triton.deadline(texts, case.serving.deadline_seconds)
-    promised = _promised(case.serving.slo.p99_ms, received)
+    promised = _promised(case.serving.slo.p99_ms, received, deadline)
     try:
         scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
     except Unavailable as error:
@@ -421,12 +420,16 @@ async def _score(
     return champion.number, scores
 
 
-def _promised(p99_ms: float | None, received: datetime) -> float:
-    """The monotonic time by which scores must be there for what is promised of a request that was ``received``."""
+def _promised(p99_ms: float | None, received: datetime, deadline: float) -> float:
+    """The monotonic time by which scores must be there for what is promised of a request that was ``received``.
+
+    Where nothing is promised, who is let in shall not miss the ``deadline`` either.
+    """
+    now = time.monotonic()
     if p99_ms is None:
-        return math.inf
+        return now + KEPT * (deadline - now)
     spent = max(0.0, (datetime.now(UTC) - received).total_seconds())
-    return time.monotonic() + max(0.0, p99_ms / 1000 * KEPT - spent)
+    return now + max(0.0, KEPT * p99_ms / 1000 - spent)
 
 
 async def _scored_by(
