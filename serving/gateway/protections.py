@@ -6,8 +6,9 @@ import hashlib
 import hmac
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,15 @@ _REST_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Load:
+    """What is being answered: how many requests, the bytes of their bodies, and their rows."""
+
+    requests: int = 0
+    size: int = 0
+    rows: int = 0
+
+
 class Door:
     """Checks what stands before every request for a case. Keys are kept as hashes only."""
 
@@ -54,12 +64,14 @@ class Door:
         self._rate = parse(bounds.rate)
         self._bounds = bounds
         self._told = told
-        # Requests that are being answered and the bytes of their bodies: of each case, and of all together under "".
-        self._inside: Counter[str] = Counter()
-        self._pending: Counter[str] = Counter()
+        self._all = Load()
+        self._cases: defaultdict[str, Load] = defaultdict(Load)
 
-    async def admit(self, key: str, address: str) -> None:
-        """Raise Refused: 401 for a missing or wrong ``key``, 429 above its rate (without keys: the address')."""
+    async def admit(self, key: str, address: str) -> str:
+        """Whose rate a request counts to: that of its ``key`` (without keys: of its ``address``), where it counts one.
+
+        Raises Refused: 401 for a missing or wrong key, 429 above its rate.
+        """
         caller = address
         if self._keys:
             given = hashlib.sha256(key.encode("latin-1", "replace")).digest()
@@ -69,22 +81,41 @@ class Door:
                     401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"}
                 )
             caller = given.hex()
-        if not await self._hit(caller):
-            raise Refused(
-                429,
-                "rate",
-                f"more than {self._rate}: wait a moment",
-                headers={"Retry-After": str(self._rate.get_expiry())},
-            )
+        if not await self._hit(caller, 1):
+            raise self._above()
+        return caller
 
-    async def _hit(self, caller: str) -> bool:
-        """Count one request.
+    async def rows(self, visit: Visit, count: int) -> None:
+        """Let in the ``count`` rows of a request that was read; a request counts as one before.
+
+        Raises Refused: 429 above its caller's rate, 422 for more rows than the rate ever lets in, 503 beyond what a
+        worker takes at a time. A request that is alone may have as many rows as any.
+        """
+        if count > self._rate.amount:
+            text = f"{count} rows are more than the rate of {self._rate} lets in at all: send fewer in a request"
+            raise Refused(422, "too_many", text, rows=count)
+        bound = self._bounds.max_pending_rows
+        own = self._cases[visit.case]
+        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
+            if load.rows and load.rows + count > most:
+                raise _busy(f"{load.rows} rows {_of(whose)}are being answered", rows=count)
+        for load in (self._all, own, visit.held):
+            load.rows += count
+        if count > 1 and not await self._hit(visit.caller, count - 1):
+            raise self._above(count)
+
+    def _above(self, rows: int = 1) -> Refused:
+        headers = {"Retry-After": str(self._rate.get_expiry())}
+        return Refused(429, "rate", f"more rows than {self._rate}: wait a moment", rows=rows, headers=headers)
+
+    async def _hit(self, caller: str, rows: int) -> bool:
+        """Count ``rows`` to a caller's rate; those of a request that it does not let in do not count.
 
         A Redis that is away costs nobody an answer: each worker then counts its own for a while.
         """
         if self._shared is not None and time.monotonic() >= self._rests_until:
             try:
-                return await self._shared.hit(self._rate, caller)
+                return await self._counted(self._shared, caller, rows)
             except (StorageError, OSError) as error:
                 self._rests_until = time.monotonic() + _REST_SECONDS
                 log.warning(
@@ -92,75 +123,88 @@ class Door:
                     type(error).__name__,
                     _REST_SECONDS,
                 )
-        return await self._limiter.hit(self._rate, caller)
+        return await self._counted(self._limiter, caller, rows)
 
-    def place(self, case: str) -> Place:
-        """A request for ``case``, until the block ends. Raises Refused (503) beyond what a worker takes at a time."""
-        return Place(self, self._bounds, case)
+    async def _counted(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
+        if rows > 1 and not await limiter.test(self._rate, caller, cost=rows):
+            return False
+        return await limiter.hit(self._rate, caller, cost=rows)
+
+    def inside(self, case: str, caller: str = "", size: int = 0) -> Visit:
+        """A request for ``case``, to be entered; ``size`` bytes of it are here already.
+
+        To enter raises Refused (503) beyond what a worker takes at a time, of all cases and of one.
+        """
+        return Visit(self, self._bounds.max_body_bytes, case, caller, size)
 
     def enter(self, case: str) -> None:
         """Count one request more. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
         bound = self._bounds.max_requests
-        for whose, most in (("", bound), (case, max(1, int(bound * self._bounds.case_share)))):
-            if self._inside[whose] >= most:
-                raise _busy(f"{self._inside[whose]} requests {_of(whose)}are being answered")
-        self._inside[""] += 1
-        self._inside[case] += 1
-        self._told(self._inside[""])
+        own = self._cases[case]
+        for whose, load, most in (("", self._all, bound), (case, own, max(1, int(bound * self._bounds.case_share)))):
+            if load.requests >= most:
+                raise _busy(f"{load.requests} requests {_of(whose)}are being answered")
+        self._all.requests += 1
+        own.requests += 1
+        self._told(self._all.requests)
 
-    def hold(self, case: str, size: int) -> None:
+    def hold(self, visit: Visit, size: int) -> None:
         """Count bytes of a request. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
         bound = self._bounds.max_pending_bytes
-        for whose, most in (("", bound), (case, int(bound * self._bounds.case_share))):
-            if self._pending[whose] + size > most:
+        own = self._cases[visit.case]
+        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
+            if load.size + size > most:
                 raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
-        self._pending[""] += size
-        self._pending[case] += size
+        for load in (self._all, own, visit.held):
+            load.size += size
 
-    def leave(self, case: str, size: int) -> None:
-        """One request less, of ``size`` bytes."""
-        self._pending[""] -= size
-        self._pending[case] -= size
-        self._inside[""] -= 1
-        self._inside[case] -= 1
-        self._told(self._inside[""])
+    def leave(self, visit: Visit) -> None:
+        """One request less, with all that it holds."""
+        for load in (self._all, self._cases[visit.case]):
+            load.requests -= 1
+            load.size -= visit.held.size
+            load.rows -= visit.held.rows
+        self._told(self._all.requests)
 
 
-class Place:
-    """A request that is being answered until the block ends."""
+class Visit:
+    """One request for ``case`` until the block ends: whose rate it counts to, and what it holds until then."""
 
-    __slots__ = ("_bounds", "_case", "_door", "_size")
+    __slots__ = ("_door", "_most", "_size", "caller", "case", "held")
 
-    def __init__(self, door: Door, bounds: Bounds, case: str) -> None:
+    def __init__(self, door: Door, most: int, case: str, caller: str, size: int) -> None:
+        """``most``: bytes of a body."""
         self._door = door
-        self._bounds = bounds
-        self._case = case
-        self._size = 0
+        self._most = most
+        self._size = size
+        self.case = case
+        self.caller = caller
+        self.held = Load()
 
     def __enter__(self) -> Self:
-        """Take the place. Raises Refused (503)."""
-        self._door.enter(self._case)
+        """Come in. Raises Refused (503)."""
+        self._door.enter(self.case)
+        try:
+            self._door.hold(self, self._size)
+        except Refused:
+            self._door.leave(self)
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Give it back."""
-        self._door.leave(self._case, self._size)
+        """Leave."""
+        self._door.leave(self)
 
-    def hold(self, size: int) -> None:
-        """Take room for bytes. Raises Refused (503)."""
-        self._door.hold(self._case, size)
-        self._size += size
-
-    async def read(self, scope: Scope, receive: Receive) -> bytes:
+    async def body(self, scope: Scope, receive: Receive) -> bytes:
         """The body of an ASGI request.
 
-        Raises Refused: 413 as soon as it is known to be too long, without reading on.
+        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond the bytes that a
+        worker takes at a time.
         """
-        most = self._bounds.max_body_bytes
         declared = header(scope, b"content-length")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
-        if length > most:
-            raise self._too_long(close=length > 8 * most)
+        if length > self._most:
+            raise self._too_long(close=length > 8 * self._most)
         parts: list[bytes] = []
         more = True
         while more:
@@ -170,9 +214,9 @@ class Place:
                 raise Refused(400, "disconnected", text)
             more = message.get("more_body", False)
             if part := message.get("body", b""):
-                if self._size + len(part) > most:
+                self._door.hold(self, len(part))
+                if self.held.size > self._most:
                     raise self._too_long(close=True)
-                self.hold(len(part))
                 parts.append(part)
         return b"".join(parts)
 
@@ -182,7 +226,7 @@ class Place:
         return Refused(
             413,
             "body",
-            f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows",
+            f"the body is longer than {self._most} bytes: send fewer rows",
             headers={"Connection": "close"} if close else None,
         )
 
@@ -200,13 +244,11 @@ def _of(case: str) -> str:
     return f"for {case} " if case else ""
 
 
-def _busy(what: str) -> Refused:
-    return Refused(
-        503,
-        "busy",
-        f"{what}: try again in a moment",
-        headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
-    )
+def _busy(what: str, rows: int = 1) -> Refused:
+    # The connection stays: a new one costs both sides more than the next answer on this one, and what is still sent of
+    # this request is thrown away as it comes (connections.py bounds for how long).
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return Refused(503, "busy", f"{what}: try again in a moment", rows=rows, headers=headers)
 
 
 def shared_limiter(url: str) -> FixedWindowRateLimiter:

@@ -101,9 +101,9 @@ async def model(request: Request, case: str, version: str = "") -> Response:
 async def infer(request: Request, case: str, version: str = "") -> Response:
     """Score rows whose fields come as tensors; each answered row is in the prediction log, as those of /v1 are."""
     gateway: Gateway = request.app.state.gateway
-    await admitted(gateway, request.scope)
-    with gateway.using(case) as known, gateway.door.place(case) as place:
-        body = await place.read(request.scope, request.receive)
+    caller = await admitted(gateway, request.scope)
+    with gateway.using(case) as known, gateway.door.inside(case, caller) as visit:
+        body = await visit.body(request.scope, request.receive)
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise Refused(415, "body", "a compressed body is not read: send it as it is")
@@ -112,6 +112,7 @@ async def infer(request: Request, case: str, version: str = "") -> Response:
         found = await inference.infer(
             gateway,
             known,
+            visit,
             len(body),
             lambda: _tensors(asked.inputs, rest),
             inference.version_of(version),
