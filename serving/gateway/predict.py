@@ -22,7 +22,7 @@ from serving.gateway.log import Position
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
-from serving.gateway.tracing import given, phase
+from serving.gateway.tracing import asks, given, phase
 from serving.gateway.versions import Version
 
 T = TypeVar("T")
@@ -406,10 +406,10 @@ async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | Non
 
 
 async def _scored_by(gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float) -> list[float]:
+    asks(version.number)
     with phase("encode"):
         parts = await version.parts(columns)
-    with phase("triton"):
-        return await gateway.triton.score(case.fields, version.number, parts, deadline)
+    return await gateway.triton.score(case.fields, version.number, parts, deadline)
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:

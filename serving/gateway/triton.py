@@ -25,7 +25,7 @@ from pipelines.errors import Unavailable
 from pipelines.fields import Fields
 from pipelines.parts import Part, together
 from serving.gateway.joining import Call, Lane, Refusal
-from serving.gateway.tracing import handed_on
+from serving.gateway.tracing import Turn, carried
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,9 +93,11 @@ class Triton:
 
         They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason.
         """
-        if len(parts) == 1:  # its rows are in their order: one length has no other
-            return await self._lane(fields, version, parts[0]).ask(_call(parts[0], deadline))
-        return await self._gather(fields, version, parts, deadline)
+        with Turn() as turn:
+            if len(parts) == 1:  # its rows are in their order: one length has no other
+                call = Call(parts[0].tensors, deadline, (turn,))
+                return await self._lane(fields, version, parts[0]).ask(call)
+            return await self._gather(fields, version, parts, deadline, turn)
 
     def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
         """The lane of calls that this part may share one with."""
@@ -110,6 +112,8 @@ class Triton:
 
     async def _send(self, fields: Fields, version: int, call: Call) -> list[float]:
         name = f"{fields.case} version {version}"
+        for turn in call.turns:
+            turn.went()
         try:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
                 return await self._score(name, fields, version, call)
@@ -117,8 +121,13 @@ class Triton:
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
+        finally:
+            for turn in call.turns:
+                turn.came()
 
-    async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
+    async def _gather(
+        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, turn: Turn
+    ) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -126,7 +135,7 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._lane(fields, version, part).ask(_call(part, deadline))
+                values = await self._lane(fields, version, part).ask(Call(part.tensors, deadline, (turn,)))
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -162,7 +171,7 @@ class Triton:
         return values
 
     def _ask(self, request: Any, call: Call) -> Any:
-        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=call.metadata)
+        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=carried(call.turns))
 
     async def _retried(self, request: Any, call: Call) -> Any:
         try:
@@ -204,10 +213,6 @@ class Triton:
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
             "load the model, or see Triton's log"
         )
-
-
-def _call(part: Part, deadline: float) -> Call:
-    return Call(part.tensors, deadline, handed_on())
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:
