@@ -388,7 +388,8 @@ async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | Non
     version may answer.
     """
     champion, previous = gateway.routing.versions(case.name, case.route, only)
-    deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
+    texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
+    deadline = gateway.triton.deadline(texts, case.serving.deadline_seconds)
     try:
         scores = await _scored_by(gateway, case, champion, columns, deadline)
     except Unavailable as error:

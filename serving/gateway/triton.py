@@ -81,12 +81,13 @@ class Triton:
         """Close the channel."""
         await self._channel.close()
 
-    def deadline(self, texts: int = 0) -> float:
+    def deadline(self, texts: int = 0, seconds: float | None = None) -> float:
         """The monotonic time by which a request (of so many texts) that starts now must be answered.
 
-        A minute is the most that texts add.
+        ``seconds`` are the case's own, if it has any. A minute is the most that texts add.
         """
-        return time.monotonic() + self.deadline_seconds + min(texts * self.per_text, MOST_SECONDS)
+        granted = self.deadline_seconds if seconds is None else seconds
+        return time.monotonic() + granted + min(texts * self.per_text, MOST_SECONDS)
 
     async def score(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
         """Scores of one version in the order of the rows, ``fields.outputs`` for each, by ``deadline`` (monotonic).
@@ -199,8 +200,8 @@ class Triton:
         details = (error.details() or "").partition("\n")[0]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return (
-                f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, "
-                f"{self.deadline_seconds:g} s and more for texts)"
+                f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
+                f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
             )
         if _connection_lost(error):
             return (
