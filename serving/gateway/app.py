@@ -110,9 +110,7 @@ class Counted:
             with tracing.request(f"{scope['method']} {scope['path']}", parent) as course:
                 await self._app(scope, receive, watch)
         finally:
-            route = _route(scope)
-            self._metrics.requests.labels(_case(scope), route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            self._metrics.answered(_case(scope), _route(scope), status, course, time.perf_counter() - began)
 
 
 def _say_if_it_failed(task: asyncio.Task[None]) -> None:

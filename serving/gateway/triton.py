@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,15 +60,21 @@ class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
     def __init__(
-        self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None
+        self,
+        address: str,
+        deadline_seconds: float,
+        per_text: float = 0.0,
+        client: SecretStr | None = None,
+        told: Callable[[str], Callable[[int], None]] = lambda _case: lambda _rows: None,
     ) -> None:
         """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text.
 
-        ``client``: ``Settings.triton_client``.
+        ``client``: ``Settings.triton_client``; ``told`` gives of a case what hears how many rows each of its calls has.
         """
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
+        self._told = told
         if client is None:
             self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         else:
@@ -107,14 +114,22 @@ class Triton:
         if lane is None:
             if len(self._lanes) >= MOST_LANES:  # versions of before, lengths of texts that are rare
                 self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
-            most = together(part)
-            lane = self._lanes[fields.case, version, form] = Lane(partial(self._send, fields, version), most)
+            send = partial(self._send, fields, version, self._told(fields.case))
+            lane = self._lanes[fields.case, version, form] = Lane(send, together(part))
         return lane
 
-    async def _send(self, fields: Fields, version: int, call: Call) -> list[float]:
+    def waiting(self) -> Counter[str]:
+        """How many calls of each case wait for those that are under way."""
+        found: Counter[str] = Counter()
+        for (case, _, _), lane in self._lanes.items():
+            found[case] += lane.waiting
+        return found
+
+    async def _send(self, fields: Fields, version: int, told: Callable[[int], None], call: Call) -> list[float]:
         name = f"{fields.case} version {version}"
         for turn in call.turns:
             turn.went()
+        told(call.rows)
         try:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
                 return await self._score(name, fields, version, call)

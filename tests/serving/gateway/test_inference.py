@@ -33,6 +33,7 @@ from tests.serving.gateway.world import (
     make_home,
     release,
     some_rows,
+    until,
 )
 
 ROWS = some_rows(7)
@@ -89,11 +90,13 @@ def said(world, rows):
 def test_both_clients_are_answered_as_v1_answers_and_the_rows_are_logged(world, module):
     """Prediction and score are those of /v1 to the bit, and every row is in the log as a row of /v1 is."""
     before = len(lines(world[3]))
+    timed = counted(world[0], "answer_seconds_count", case=CASE, version="1")
     name = module.__name__.rpartition(".")[2]
     ids = [f"{name}-{number}" for number in range(len(ROWS))]
 
     found = ask(world, module, ROWS, more={"prediction_id": ids})
 
+    assert until(lambda: counted(world[0], "answer_seconds_count", case=CASE, version="1") == timed + 1)
     logged = lines(world[3])[before:]
     assert [line["prediction_id"] for line in logged] == ids
     assert found.as_numpy("prediction_id").tolist() == [one.encode() for one in ids]
