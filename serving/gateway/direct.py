@@ -64,7 +64,7 @@ class Application(FastAPI):
                 status = told.status
                 more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
             finally:
-                gateway.metrics.answered(counted, name, status, time.perf_counter() - began)
+                gateway.metrics.answered(counted, name, status, course, time.perf_counter() - began)
             length = (b"content-length", b"%d" % len(content))
             timing = (b"server-timing", course.server_timing().encode())
             head = [length, _JSON, *more, *UNFRAMED, timing]

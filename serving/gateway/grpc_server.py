@@ -34,6 +34,8 @@ _CODES = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """gRPC's word for each HTTP status of the gateway; INTERNAL for any other."""
+GONE = 499
+"""What is counted of a call whose client went away before it had its answer: nobody else is at fault."""
 _CONTENTS = {
     BYTES: "bytes_contents",
     BOOL: "bool_contents",
@@ -126,12 +128,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         metrics = self._gateway.metrics
         case = name if name in self._gateway.cases else ""
         began = time.perf_counter()
-        status = 200
+        status = GONE
         parent = str(dict(context.invocation_metadata() or ()).get(tracing.TRACEPARENT, ""))
         try:
             with tracing.request(f"gRPC {route}", parent) as course:
                 answered = await answer()
                 context.set_trailing_metadata((("server-timing", course.server_timing()),))
+                status = 200
                 return answered
         except Exception as error:  # noqa: BLE001 - every error is an answer, as over HTTP
             told = refusal(metrics, case, error)
@@ -140,7 +143,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             more = () if wait is None else (("retry-after", wait),)
             await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text, more)
         finally:
-            metrics.answered(case, route, status, time.perf_counter() - began)
+            metrics.answered(case, route, status, course, time.perf_counter() - began)
 
 
 def _tensors(request: Any) -> list[Tensor]:

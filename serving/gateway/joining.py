@@ -19,23 +19,23 @@ import numpy as np
 from pipelines.errors import Unavailable
 from serving.gateway.pace import Pace, Wait
 from serving.gateway.refusal import Refused
+from serving.gateway.tracing import Turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Tensors = Mapping[str, "NDArray[Any]"]
-Metadata = tuple[tuple[str, str], ...]
 
 
 class Call(NamedTuple):
-    """One call: its tensors, the monotonic time by which it must be answered, and what it carries.
+    """One call: its tensors, the monotonic time by which it must be answered, and the requests that it is for.
 
     ``promised`` is the time by which it is to be answered if all goes well.
     """
 
     tensors: Tensors
     deadline: float
-    metadata: Metadata = ()
+    turns: tuple[Turn, ...] = ()
     promised: float = math.inf
 
     @property
@@ -88,6 +88,11 @@ class Lane:
     def idle(self) -> bool:
         """Whether nothing is under way."""
         return not self._busy
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for the one that is under way."""
+        return sum(not one.answer.done() for one in self._waiting)
 
     def wait(self, rows: int) -> Wait:
         """What so many rows would have to wait for that came now, at the pace of the newest calls.
@@ -167,8 +172,8 @@ class Lane:
                 await self._answer(together)
         finally:
             self._busy = False
-            for one in self._waiting:  # the loop was ended: nobody may wait for ever
-                one.answer.cancel()
+            while self._waiting:  # the loop was ended: nobody may wait for ever
+                self._waiting.popleft().answer.cancel()
 
     def _next(self) -> list[_Waiting]:
         """Those that go together; whoever has gone away is left out."""
@@ -213,8 +218,8 @@ def _joined(calls: Sequence[Call]) -> Call:
     if len(calls) == 1:
         return calls[0]
     tensors = {name: np.concatenate([call.tensors[name] for call in calls]) for name in calls[0].tensors}
-    metadata = next((call.metadata for call in calls if call.metadata), ())
-    return Call(tensors, max(call.deadline for call in calls), metadata)
+    turns = tuple(turn for call in calls for turn in call.turns)
+    return Call(tensors, max(call.deadline for call in calls), turns)
 
 
 def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:

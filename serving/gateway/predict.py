@@ -23,7 +23,7 @@ from serving.gateway.protections import Visit
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
-from serving.gateway.tracing import given, phase
+from serving.gateway.tracing import asks, given, phase
 from serving.gateway.versions import Version
 
 T = TypeVar("T")
@@ -435,10 +435,10 @@ def _promised(p99_ms: float | None, received: datetime, deadline: float) -> floa
 async def _scored_by(
     gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
 ) -> list[float]:
+    asks(version.number)
     with phase("encode"):
         parts = await version.parts(columns)
-    with phase("triton"):
-        return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
+    return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from pipelines.errors import Unavailable
 from pipelines.fields import Fields
 from pipelines.parts import Part, together
 from serving.gateway.joining import Call, Lane, Late, Refusal
-from serving.gateway.tracing import handed_on
+from serving.gateway.tracing import Turn, carried
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,15 +62,21 @@ class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
     def __init__(
-        self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None
+        self,
+        address: str,
+        deadline_seconds: float,
+        per_text: float = 0.0,
+        client: SecretStr | None = None,
+        told: Callable[[str], Callable[[int], None]] = lambda _case: lambda _rows: None,
     ) -> None:
         """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text.
 
-        ``client``: ``Settings.triton_client``.
+        ``client``: ``Settings.triton_client``; ``told`` gives of a case what hears how many rows each of its calls has.
         """
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
+        self._told = told
         if client is None:
             self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         else:
@@ -101,21 +107,26 @@ class Triton:
         before anything is sent if they would not be there when they are ``promised`` (monotonic; None: whoever asks
         waits until the deadline).
         """
-        if len(parts) == 1:  # its rows are in their order: one length has no other
-            lane = self._lane(fields, version, parts[0])
-            if promised is not None:
-                promised = lane.admit(len(parts[0].rows), promised, deadline)
-            return await lane.ask(_call(parts[0], deadline, promised))
         if promised is not None:
-            asked: Counter[Lane] = Counter()
-            for part in parts:
-                asked[self._lane(fields, version, part)] += len(part.rows)
-            try:
-                promised = max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
-            except Late as error:
-                error.rows = sum(asked.values())  # all of them are refused
-                raise
-        return await self._gather(fields, version, parts, deadline, promised)
+            promised = self._admitted(fields, version, parts, deadline, promised)
+        with Turn() as turn:
+            whole = Call({}, deadline, (turn,), math.inf if promised is None else promised)
+            if len(parts) == 1:  # its rows are in their order: one length has no other
+                return await self._lane(fields, version, parts[0]).ask(whole._replace(tensors=parts[0].tensors))
+            return await self._gather(fields, version, parts, whole)
+
+    def _admitted(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float) -> float:
+        """When rows are promised that may be asked for now. Raises Late (Lane.admit)."""
+        if len(parts) == 1:
+            return self._lane(fields, version, parts[0]).admit(len(parts[0].rows), promised, deadline)
+        asked: Counter[Lane] = Counter()
+        for part in parts:
+            asked[self._lane(fields, version, part)] += len(part.rows)
+        try:
+            return max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
+        except Late as error:
+            error.rows = sum(asked.values())  # all of them are refused
+            raise
 
     def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
         """The lane of calls that this part may share one with."""
@@ -124,12 +135,22 @@ class Triton:
         if lane is None:
             if len(self._lanes) >= MOST_LANES:  # versions of before, lengths of texts that are rare
                 self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
-            most = together(part)
-            lane = self._lanes[fields.case, version, form] = Lane(partial(self._send, fields, version), most)
+            send = partial(self._send, fields, version, self._told(fields.case))
+            lane = self._lanes[fields.case, version, form] = Lane(send, together(part))
         return lane
 
-    async def _send(self, fields: Fields, version: int, call: Call) -> list[float]:
+    def waiting(self) -> Counter[str]:
+        """How many calls of each case wait for those that are under way."""
+        found: Counter[str] = Counter()
+        for (case, _, _), lane in self._lanes.items():
+            found[case] += lane.waiting
+        return found
+
+    async def _send(self, fields: Fields, version: int, told: Callable[[int], None], call: Call) -> list[float]:
         name = f"{fields.case} version {version}"
+        for turn in call.turns:
+            turn.went()
+        told(call.rows)
         try:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
                 return await self._score(name, fields, version, call)
@@ -137,10 +158,11 @@ class Triton:
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
+        finally:
+            for turn in call.turns:
+                turn.came()
 
-    async def _gather(
-        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None
-    ) -> list[float]:
+    async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], whole: Call) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -148,7 +170,8 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._lane(fields, version, part).ask(_call(part, deadline, promised))
+                call = whole._replace(tensors=part.tensors)
+                values = await self._lane(fields, version, part).ask(call)
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -184,7 +207,7 @@ class Triton:
         return values
 
     def _ask(self, request: Any, call: Call) -> Any:
-        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=call.metadata)
+        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=carried(call.turns))
 
     async def _retried(self, request: Any, call: Call) -> Any:
         try:
@@ -226,10 +249,6 @@ class Triton:
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
             "load the model, or see Triton's log"
         )
-
-
-def _call(part: Part, deadline: float, promised: float | None) -> Call:
-    return Call(part.tensors, deadline, handed_on(), math.inf if promised is None else promised)
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:
