@@ -484,6 +484,10 @@ class ServingParams(Strict):
     cache: Cache | None = None
 
 
+DEFAULT_SERVING = ServingParams()
+"""How a case is served that says nothing of it."""
+
+
 class EventTimes(Strict):
     """Which event times rows and labels may state, seen from the moment of their receipt, in days.
 

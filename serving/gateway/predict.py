@@ -13,10 +13,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pipelines.encoding import Columns
-from pipelines.errors import Unavailable
+from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import EVENT_TIME
 from serving.gateway import refusals
 from serving.gateway.cases import Case
+from serving.gateway.connections import RETRY_SECONDS
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
 from serving.gateway.protections import Visit
@@ -406,6 +407,9 @@ async def _score(
     promised = _promised(case.serving.slo.p99_ms, received, deadline)
     try:
         scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
+    except Crowded as error:  # it answers: what stands in for it would have no more room
+        count = len(columns[EVENT_TIME])
+        raise Refused(503, "busy", str(error), rows=count, headers={"Retry-After": str(RETRY_SECONDS)}) from error
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:

@@ -22,8 +22,8 @@ from pydantic import SecretStr
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from pipelines.channel import OPTIONS, credentials
-from pipelines.errors import Unavailable
+from pipelines.channel import OPTIONS, credentials, of_queue
+from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import Fields
 from pipelines.parts import Part, together
 from serving.gateway.joining import Call, Lane, Late, Refusal
@@ -83,8 +83,8 @@ class Triton:
             self._channel = grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
-        # A client that goes away says nothing about Triton.
-        self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError])
+        # A client that goes away says nothing about Triton, and a full queue says that it works.
+        self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError, Crowded])
 
     async def close(self) -> None:
         """Close the channel."""
@@ -103,9 +103,9 @@ class Triton:
     ) -> list[float]:
         """Scores of one version in the order of the rows, ``fields.outputs`` for each, by ``deadline`` (monotonic).
 
-        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason, and Late
-        before anything is sent if they would not be there when they are ``promised`` (monotonic; None: whoever asks
-        waits until the deadline).
+        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason, Crowded
+        if the version's queue in Triton has no room, and Late before anything is sent if they would not be there when
+        they are ``promised`` (monotonic; None: whoever asks waits until the deadline).
         """
         if promised is not None:
             promised = self._admitted(fields, version, parts, deadline, promised)
@@ -189,6 +189,8 @@ class Triton:
         try:
             answer = await self._retried(request, call)
         except grpc.aio.AioRpcError as error:
+            if queue := of_queue(error.details()):
+                raise Crowded(f"the queue of {name} in Triton {queue}: try again in a moment") from error
             kind = Refusal if error.code() in _OF_ROWS else Unavailable
             raise kind(self._explain(name, error)) from error
         values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
@@ -207,7 +209,10 @@ class Triton:
         return values
 
     def _ask(self, request: Any, call: Call) -> Any:
-        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=carried(call.turns))
+        left = max(0.0, call.deadline - time.monotonic())
+        # gRPC's deadline ends the call; this keeps Triton's dynamic batcher, where there is one, from computing it.
+        request.parameters["timeout"].int64_param = max(1, int(left * 1e6))
+        return self._infer(request, timeout=left, metadata=carried(call.turns))
 
     async def _retried(self, request: Any, call: Call) -> Any:
         try:
@@ -266,10 +271,11 @@ def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> An
 def _connection_lost(error: Exception) -> bool:
     """Whether nobody answered at all.
 
-    Triton itself also says UNAVAILABLE, of a version that is not loaded: that is an answer.
+    Triton itself also says UNAVAILABLE, of a version that is not loaded and of a full queue: that is an answer.
     """
     return (
         isinstance(error, grpc.aio.AioRpcError)
         and error.code() == grpc.StatusCode.UNAVAILABLE
         and "not at ready state" not in (error.details() or "")
+        and not of_queue(error.details())
     )
