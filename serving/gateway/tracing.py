@@ -34,11 +34,11 @@ class Course:
 
     __slots__ = ("began", "phases", "traceparent", "version")
 
-    def __init__(self, traceparent: str) -> None:
+    def __init__(self, traceparent: str = "", version: int | None = None) -> None:
         self.traceparent = traceparent
         self.began = time.perf_counter()
         self.phases: dict[str, float] = {}
-        self.version: int | None = None
+        self.version = version
 
     def server_timing(self) -> str:
         """The header of that name (W3C Server Timing), in milliseconds: the phases and, until now, all of it."""
