@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
-    ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case;
+    ``route`` is what the ledger said last (None: no champion); ``standing_in`` says who answers in the champion's place
+    ("": nobody); ``users`` counts the requests that are using the case;
     ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who uses the index or
     appends to the prediction log.
     """
@@ -40,7 +41,7 @@ class Case:
     refusals_log: Log
     index: Index
     route: Route | None = None
-    falling_back: bool = False
+    standing_in: str = ""
     users: int = 0
     asked: Stamp = None
     refused: Tally = field(default_factory=Tally)

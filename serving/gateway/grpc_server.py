@@ -170,6 +170,7 @@ def _reply(found: inference.Inferred, given: str) -> Any:
         id=given or found.request_id,
         outputs=[tensor(name=one.name, datatype=one.datatype, shape=[len(one.values)]) for one in found.outputs],
         raw_output_contents=[one.raw() for one in found.outputs],
+        parameters={name: pb.InferParameter(bool_param=value) for name, value in found.parameters.items()},
     )
 
 

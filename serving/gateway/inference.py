@@ -28,12 +28,16 @@ ROUTE = "infer"
 
 
 class Inferred(NamedTuple):
-    """What a request is answered: ``version`` is that of all rows, or empty if they were answered by several."""
+    """What a request is answered: ``version`` is that of all rows, or empty if they were answered by several.
+
+    ``parameters`` are those of the response: ``default``, where any row has the declared default.
+    """
 
     case: str
     version: str
     request_id: str
     outputs: list[Output]
+    parameters: dict[str, bool]
 
 
 async def infer(
@@ -60,7 +64,8 @@ async def infer(
     found = await gateway.apart(len(body), tensors.answered, case.fields, answers)
     versions = {one.version for one in answers}
     version = str(versions.pop()) if len(versions) == 1 else ""
-    return Inferred(case.name, version, request_id, tensors.wanted(found, outputs))
+    parameters = {"default": True} if any(one.by_default for one in answers) else {}
+    return Inferred(case.name, version, request_id, tensors.wanted(found, outputs), parameters)
 
 
 def version_of(text: str) -> int | None:

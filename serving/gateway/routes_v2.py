@@ -163,6 +163,8 @@ def _reply(found: Inferred, asked: _Body) -> Response:
     head: dict[str, Any] = {"model_name": found.case, "id": asked.id or found.request_id}
     if found.version:
         head["model_version"] = found.version
+    if found.parameters:
+        head["parameters"] = found.parameters
     described = []
     rest = []
     for output in found.outputs:
