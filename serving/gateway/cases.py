@@ -10,6 +10,7 @@ from pipelines.fields import Fields
 from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import EVERY, Stamp, adopt, asked
 from pipelines.settings import Settings
+from serving.gateway.cache import Kept
 from serving.gateway.identity import Index
 from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
@@ -42,6 +43,7 @@ class Case:
     index: Index
     route: Route | None = None
     standing_in: str = ""
+    kept: Kept | None = None
     users: int = 0
     asked: Stamp = None
     refused: Tally = field(default_factory=Tally)
@@ -51,6 +53,15 @@ class Case:
     def name(self) -> str:
         """The case's name."""
         return self.fields.case
+
+    def cache(self) -> Kept | None:
+        """The scores that are kept as the case declares it now; None: none are. A changed declaration begins anew."""
+        declared = self.serving.cache
+        if declared is None:
+            self.kept = None
+        elif self.kept is None or self.kept.declared != declared:
+            self.kept = Kept(declared)
+        return self.kept
 
     @property
     def logs(self) -> tuple[Log, Log, Log]:

@@ -43,6 +43,9 @@ class Metrics:
         self.repeated = self._counter(
             "repeated_rows", "rows answered from the log because their prediction_id was known", "case"
         )
+        self.cached = self._counter(
+            "cached_rows", "rows answered with a score that their version gave before, where a case keeps any", "case"
+        )
         self.defaults = self._counter(
             "default_rows", "rows answered and logged with the case's declared default, as no release could", "case"
         )
