@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Self
 
 from pipelines.fields import Fields
 from pipelines.params import EventTimes, ServingParams
@@ -27,9 +28,8 @@ class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
     ``route`` is what the ledger said last (None: no champion); ``standing_in`` says who answers in the champion's place
-    ("": nobody); ``users`` counts the requests that are using the case;
-    ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who uses the index or
-    appends to the prediction log.
+    ("": nobody); ``users`` counts the requests that are using the case; ``asked`` is the newest request to close its
+    segments that was followed. ``alone`` is held by who uses the index or appends to the prediction log.
     """
 
     fields: Fields
@@ -48,6 +48,15 @@ class Case:
     asked: Stamp = None
     refused: Tally = field(default_factory=Tally)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __enter__(self) -> Self:
+        """One request uses it."""
+        self.users += 1
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Its answer is given."""
+        self.users -= 1
 
     @property
     def name(self) -> str:

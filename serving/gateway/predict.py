@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +23,7 @@ from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.joining import Late
 from serving.gateway.log import Position
-from serving.gateway.protections import Visit
+from serving.gateway.protections import Place
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
@@ -115,14 +115,14 @@ CONFLICT = "conflict"
 _encoder = msgspec.json.Encoder()
 
 
-async def predict(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
+async def predict(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
     """The reply, as JSON, to the body of a predict request. Raises what :func:`answer` raises."""
-    request_id, answers = await answer(gateway, case, visit, body)
+    request_id, answers = await answer(gateway, case, place, body)
     return await gateway.apart(len(body), _reply, case, request_id, answers)
 
 
 async def answer(
-    gateway: Gateway, case: Case, visit: Visit, body: bytes, only: int | None = None
+    gateway: Gateway, case: Case, place: Place, body: bytes, only: int | None = None
 ) -> tuple[str, list[Answer]]:
     """An id of the request and the answers to its rows: each of them is in the log, with exactly this answer.
 
@@ -130,12 +130,12 @@ async def answer(
     must change, Unavailable if nobody can answer now; nothing is logged then.
     """
     received = datetime.now(UTC)
-    request_id = uuid.uuid4().hex
+    request_id = os.urandom(16).hex()
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
         rows, asked = await _taken(gateway, case, body, received, _read)
-        await gateway.door.rows(visit, len(rows))
+        await place.rows(len(rows))
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
@@ -177,22 +177,22 @@ async def _fresh(
             raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
         found = {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
-        answered = gateway.metrics.defaults.labels(case.name)
-        if version != ELSEWHERE:
-            answered = gateway.metrics.rows.labels(case.name, version)
-        answered.inc(len(fresh) - len(raced))
+        if version == ELSEWHERE:
+            gateway.metrics.defaults.labels(case.name).inc(len(fresh) - len(raced))
+        else:
+            gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
     return found
 
 
-async def predict_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
+async def predict_each(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
     """The reply, as JSON, to a predict request whose rows are answered one by one."""
-    request_id, found = await answer_each(gateway, case, visit, body)
+    request_id, found = await answer_each(gateway, case, place, body)
     return await gateway.apart(len(body), _reply_each, case, request_id, found)
 
 
-async def answer_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> tuple[str, list[Answer | Refused]]:
+async def answer_each(gateway: Gateway, case: Case, place: Place, body: bytes) -> tuple[str, list[Answer | Refused]]:
     """An id of the request and what becomes of each row: its answer, which is in the log, or why it is refused.
 
     A row that is not as declared, or whose id belongs to another one, keeps no other from being answered. Raises
@@ -200,10 +200,10 @@ async def answer_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -
     then.
     """
     received = datetime.now(UTC)
-    request_id = uuid.uuid4().hex
+    request_id = os.urandom(16).hex()
     with phase("read"):
         rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
-        await gateway.door.rows(visit, len(rows) + len(unfit))
+        await place.rows(len(rows) + len(unfit))
     asked: dict[str, Row] = {}
     for row in rows:
         if row.digest:
@@ -322,7 +322,7 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     moment = item.event_time
     own_id = item.prediction_id is UNSET
     given = None if moment is UNSET else moment.astimezone(UTC)
-    name = uuid.uuid4().hex if own_id else item.prediction_id
+    name = os.urandom(16).hex() if own_id else item.prediction_id
     # Unset fields are not encoded: what is left of the item is the row of the log.
     item.prediction_id = item.event_time = UNSET
     return Row(
