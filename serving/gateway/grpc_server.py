@@ -109,11 +109,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
             caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.inside(case.name, caller, size) as visit:
+            with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
+                place.hold(size)
                 found = await inference.infer(
                     gateway,
                     case,
-                    visit,
+                    place,
                     size,
                     lambda: _tensors(request),
                     inference.version_of(request.model_version),
@@ -172,6 +173,7 @@ def _reply(found: inference.Inferred, given: str) -> Any:
         id=given or found.request_id,
         outputs=[tensor(name=one.name, datatype=one.datatype, shape=[len(one.values)]) for one in found.outputs],
         raw_output_contents=[one.raw() for one in found.outputs],
+        parameters={name: pb.InferParameter(bool_param=value) for name, value in found.parameters.items()},
     )
 
 

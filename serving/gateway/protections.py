@@ -61,7 +61,7 @@ class Door:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._shared = None if shared is None else shared_limiter(shared.get_secret_value())
         self._rests_until = 0.0
-        self._rate = parse(bounds.rate)
+        self.rate = parse(bounds.rate)
         self._bounds = bounds
         self._told = told
         self._all = Load()
@@ -81,34 +81,16 @@ class Door:
                     401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"}
                 )
             caller = given.hex()
-        if not await self._hit(caller, 1):
-            raise self._above()
+        if not await self.hit(caller, 1):
+            raise self.above()
         return caller
 
-    async def rows(self, visit: Visit, count: int) -> None:
-        """Let in the ``count`` rows of a request that was read; a request counts as one before.
+    def above(self, rows: int = 1) -> Refused:
+        """The refusal of so many rows that are above their caller's rate."""
+        headers = {"Retry-After": str(self.rate.get_expiry())}
+        return Refused(429, "rate", f"more rows than {self.rate}: wait a moment", rows=rows, headers=headers)
 
-        Raises Refused: 429 above its caller's rate, 422 for more rows than the rate ever lets in, 503 beyond what a
-        worker takes at a time. A request that is alone may have as many rows as any.
-        """
-        if count > self._rate.amount:
-            text = f"{count} rows are more than the rate of {self._rate} lets in at all: send fewer in a request"
-            raise Refused(422, "too_many", text, rows=count)
-        bound = self._bounds.max_pending_rows
-        own = self._cases[visit.case]
-        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
-            if load.rows and load.rows + count > most:
-                raise _busy(f"{load.rows} rows {_of(whose)}are being answered", rows=count)
-        for load in (self._all, own, visit.held):
-            load.rows += count
-        if count > 1 and not await self._hit(visit.caller, count - 1):
-            raise self._above(count)
-
-    def _above(self, rows: int = 1) -> Refused:
-        headers = {"Retry-After": str(self._rate.get_expiry())}
-        return Refused(429, "rate", f"more rows than {self._rate}: wait a moment", rows=rows, headers=headers)
-
-    async def _hit(self, caller: str, rows: int) -> bool:
+    async def hit(self, caller: str, rows: int) -> bool:
         """Count ``rows`` to a caller's rate; those of a request that it does not let in do not count.
 
         A Redis that is away costs nobody an answer: each worker then counts its own for a while.
@@ -126,85 +108,101 @@ class Door:
         return await self._counted(self._limiter, caller, rows)
 
     async def _counted(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
-        if rows > 1 and not await limiter.test(self._rate, caller, cost=rows):
+        if rows > 1 and not await limiter.test(self.rate, caller, cost=rows):
             return False
-        return await limiter.hit(self._rate, caller, cost=rows)
+        return await limiter.hit(self.rate, caller, cost=rows)
 
-    def inside(self, case: str, caller: str = "", size: int = 0) -> Visit:
-        """A request for ``case``, to be entered; ``size`` bytes of it are here already.
+    def place(self, case: str, caller: str = "") -> Place:
+        """A request of ``caller`` for ``case``, until the block ends.
 
-        To enter raises Refused (503) beyond what a worker takes at a time, of all cases and of one.
+        Raises Refused (503) beyond what a worker takes at a time.
         """
-        return Visit(self, self._bounds.max_body_bytes, case, caller, size)
+        return Place(self, self._bounds, case, caller)
 
-    def enter(self, case: str) -> None:
-        """Count one request more. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
-        bound = self._bounds.max_requests
-        own = self._cases[case]
-        for whose, load, most in (("", self._all, bound), (case, own, max(1, int(bound * self._bounds.case_share)))):
-            if load.requests >= most:
-                raise _busy(f"{load.requests} requests {_of(whose)}are being answered")
-        self._all.requests += 1
-        own.requests += 1
-        self._told(self._all.requests)
+    def loads(self, case: str) -> tuple[Load, Load]:
+        """What is being answered for all cases, and for one."""
+        return self._all, self._cases[case]
 
-    def hold(self, visit: Visit, size: int) -> None:
-        """Count bytes of a request. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
-        bound = self._bounds.max_pending_bytes
-        own = self._cases[visit.case]
-        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
-            if load.size + size > most:
-                raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
-        for load in (self._all, own, visit.held):
-            load.size += size
-
-    def leave(self, visit: Visit) -> None:
-        """One request less, with all that it holds."""
-        for load in (self._all, self._cases[visit.case]):
-            load.requests -= 1
-            load.size -= visit.held.size
-            load.rows -= visit.held.rows
+    def tell(self) -> None:
+        """Tell how many requests are inside."""
         self._told(self._all.requests)
 
 
-class Visit:
-    """One request for ``case`` until the block ends: whose rate it counts to, and what it holds until then."""
+class Place:
+    """A request that is being answered until the block ends, and what it holds of a worker's bounds."""
 
-    __slots__ = ("_door", "_most", "_size", "caller", "case", "held")
+    __slots__ = ("_all", "_bounds", "_caller", "_case", "_door", "_own", "_rows", "_size")
 
-    def __init__(self, door: Door, most: int, case: str, caller: str, size: int) -> None:
-        """``most``: bytes of a body."""
+    def __init__(self, door: Door, bounds: Bounds, case: str, caller: str) -> None:
         self._door = door
-        self._most = most
-        self._size = size
-        self.case = case
-        self.caller = caller
-        self.held = Load()
+        self._bounds = bounds
+        self._case = case
+        self._caller = caller
+        self._all, self._own = door.loads(case)
+        self._size = 0
+        self._rows = 0
 
     def __enter__(self) -> Self:
-        """Come in. Raises Refused (503)."""
-        self._door.enter(self.case)
-        try:
-            self._door.hold(self, self._size)
-        except Refused:
-            self._door.leave(self)
-            raise
+        """Take the place. Raises Refused (503)."""
+        most = self._bounds.max_requests
+        if self._all.requests >= most:
+            raise _busy(f"{self._all.requests} requests are being answered")
+        if self._own.requests >= max(1, int(most * self._bounds.case_share)):
+            raise _busy(f"{self._own.requests} requests for {self._case} are being answered")
+        self._all.requests += 1
+        self._own.requests += 1
+        self._door.tell()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Leave."""
-        self._door.leave(self)
+        """Give it back."""
+        for load in (self._all, self._own):
+            load.requests -= 1
+            load.size -= self._size
+            load.rows -= self._rows
+        self._door.tell()
 
-    async def body(self, scope: Scope, receive: Receive) -> bytes:
+    def hold(self, size: int) -> None:
+        """Take room for bytes. Raises Refused (503)."""
+        most = self._bounds.max_pending_bytes
+        if self._all.size + size > most:
+            raise _busy("as many bytes as fit are being answered")
+        if self._own.size + size > int(most * self._bounds.case_share):
+            raise _busy(f"as many bytes for {self._case} as fit are being answered")
+        self._all.size += size
+        self._own.size += size
+        self._size += size
+
+    async def rows(self, count: int) -> None:
+        """Take room for the rows of the request, which was read, and count them to its caller's rate.
+
+        A request counts as one before. Raises Refused: 429 above the rate, 422 for more rows than the rate ever lets
+        in, 503 beyond what a worker takes at a time. A request that is alone may have as many rows as any.
+        """
+        if count > self._door.rate.amount:
+            text = f"{count} rows are more than the rate of {self._door.rate} lets in at all: send fewer in a request"
+            raise Refused(422, "too_many", text, rows=count)
+        most = self._bounds.max_pending_rows
+        if self._all.rows and self._all.rows + count > most:
+            raise _busy(f"{self._all.rows} rows are being answered", rows=count)
+        if self._own.rows and self._own.rows + count > int(most * self._bounds.case_share):
+            raise _busy(f"{self._own.rows} rows for {self._case} are being answered", rows=count)
+        self._all.rows += count
+        self._own.rows += count
+        self._rows += count
+        if count > 1 and not await self._door.hit(self._caller, count - 1):
+            raise self._door.above(count)
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
         """The body of an ASGI request.
 
-        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond the bytes that a
-        worker takes at a time.
+        Raises Refused: 413 as soon as it is known to be too long, without reading on.
         """
+        most = self._bounds.max_body_bytes
         declared = header(scope, b"content-length")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
-        if length > self._most:
-            raise self._too_long(close=length > 8 * self._most)
+        if length > most:
+            raise self._too_long(close=length > 8 * most)
         parts: list[bytes] = []
         more = True
         while more:
@@ -214,9 +212,9 @@ class Visit:
                 raise Refused(400, "disconnected", text)
             more = message.get("more_body", False)
             if part := message.get("body", b""):
-                self._door.hold(self, len(part))
-                if self.held.size > self._most:
+                if self._size + len(part) > most:
                     raise self._too_long(close=True)
+                self.hold(len(part))
                 parts.append(part)
         return b"".join(parts)
 
@@ -226,7 +224,7 @@ class Visit:
         return Refused(
             413,
             "body",
-            f"the body is longer than {self._most} bytes: send fewer rows",
+            f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows",
             headers={"Connection": "close"} if close else None,
         )
 
@@ -238,10 +236,6 @@ def header(scope: Scope, name: bytes) -> str:
             text: str = value.decode("latin-1")
             return text
     return ""
-
-
-def _of(case: str) -> str:
-    return f"for {case} " if case else ""
 
 
 def _busy(what: str, rows: int = 1) -> Refused:

@@ -40,11 +40,11 @@ async def predict_rows(request: Request, case: str) -> Response:
 async def predicted(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`predict_rows`."""
     caller = await admitted(gateway, scope)
-    with gateway.using(name) as case, gateway.door.inside(name, caller) as visit:
-        body = await visit.body(scope, receive)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        body = await place.read(scope, receive)
         if _one_by_one(scope["query_string"]):
-            return await predict_each(gateway, case, visit, body)
-        return await predict(gateway, case, visit, body)
+            return await predict_each(gateway, case, place, body)
+        return await predict(gateway, case, place, body)
 
 
 def _one_by_one(query: bytes) -> bool:
@@ -70,10 +70,10 @@ async def post_labels(request: Request, case: str) -> Response:
 async def labelled(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`post_labels`."""
     caller = await admitted(gateway, scope)
-    with gateway.using(name) as case, gateway.door.inside(name, caller) as visit:
-        body = await visit.body(scope, receive)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        body = await place.read(scope, receive)
         lines, count = await gateway.apart(len(body), _label_lines, case, body, datetime.now(UTC))
-        await gateway.door.rows(visit, count)
+        await place.rows(count)
         case.labels_log.append(lines)
         gateway.metrics.log_lines.labels(name, "labels").inc(count)
         gateway.metrics.labels.labels(name).inc(count)
