@@ -156,7 +156,7 @@ class World:
 
     def __init__(self, home: Path, ports: Any) -> None:
         client = embedded.settings(home, ports).triton_client
-        self.settings = make_home(home, ports.triton_grpc, triton_client=client)
+        self.settings = make_home(home, ports.triton_grpc, triton_client=client, log_segment_seconds=3600.0)
         bundles = {}
         for case, fill in (("loans", write_table), ("triage", write_attention)):
             bundles[case] = release(self.settings, 1, case=case, fill=fill)
