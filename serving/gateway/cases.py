@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Self
 
 from pipelines.fields import Fields
 from pipelines.params import EventTimes, ServingParams
@@ -45,6 +46,15 @@ class Case:
     asked: Stamp = None
     refused: Tally = field(default_factory=Tally)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __enter__(self) -> Self:
+        """One request uses it."""
+        self.users += 1
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Its answer is given."""
+        self.users -= 1
 
     @property
     def name(self) -> str:

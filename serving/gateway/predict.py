@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -113,7 +113,7 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
     must change, Unavailable if nobody can answer now; nothing is logged then.
     """
     received = datetime.now(UTC)
-    request_id = uuid.uuid4().hex
+    request_id = os.urandom(16).hex()
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
@@ -179,7 +179,7 @@ async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, l
     then.
     """
     received = datetime.now(UTC)
-    request_id = uuid.uuid4().hex
+    request_id = os.urandom(16).hex()
     with phase("read"):
         rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
     asked: dict[str, Row] = {}
@@ -298,7 +298,7 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     moment = item.event_time
     own_id = item.prediction_id is UNSET
     given = None if moment is UNSET else moment.astimezone(UTC)
-    name = uuid.uuid4().hex if own_id else item.prediction_id
+    name = os.urandom(16).hex() if own_id else item.prediction_id
     # Unset fields are not encoded: what is left of the item is the row of the log.
     item.prediction_id = item.event_time = UNSET
     return Row(

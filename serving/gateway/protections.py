@@ -7,16 +7,16 @@ import hmac
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from limits import parse
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from pydantic import SecretStr
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 from pipelines.errors import ConfigError
 from serving.gateway.connections import RETRY_SECONDS
@@ -94,74 +94,87 @@ class Door:
                 )
         return await self._limiter.hit(self._rate, caller)
 
-    @asynccontextmanager
-    async def body(self, request: Request, case: str) -> AsyncIterator[bytes]:
-        """The body of a request for ``case`` that is being answered until the block ends.
+    def place(self, case: str) -> Place:
+        """A request for ``case``, until the block ends. Raises Refused (503) beyond what a worker takes at a time."""
+        return Place(self, self._bounds, case)
 
-        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at
-        a time, of all cases and of one.
-        """
-        with self._place(case):
-            parts: list[bytes] = []
-            try:
-                await self._read(request, case, parts)
-                yield b"".join(parts)
-            finally:
-                self._let_go(case, sum(map(len, parts)))
-
-    @contextmanager
-    def holding(self, size: int, case: str) -> Iterator[None]:
-        """A request of ``size`` bytes for ``case``, whole already, that is being answered until the block ends.
-
-        Raises Refused (503) beyond what a worker takes at a time.
-        """
-        with self._place(case):
-            self._hold(case, size)
-            try:
-                yield
-            finally:
-                self._let_go(case, size)
-
-    @contextmanager
-    def _place(self, case: str) -> Iterator[None]:
+    def enter(self, case: str) -> None:
+        """Count one request more. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
         bound = self._bounds.max_requests
         for whose, most in (("", bound), (case, max(1, int(bound * self._bounds.case_share)))):
             if self._inside[whose] >= most:
                 raise _busy(f"{self._inside[whose]} requests {_of(whose)}are being answered")
-        self._inside.update(("", case))
+        self._inside[""] += 1
+        self._inside[case] += 1
         self._told(self._inside[""])
-        try:
-            yield
-        finally:
-            self._inside.subtract(("", case))
-            self._told(self._inside[""])
 
-    def _hold(self, case: str, size: int) -> None:
+    def hold(self, case: str, size: int) -> None:
+        """Count bytes of a request. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
         bound = self._bounds.max_pending_bytes
         for whose, most in (("", bound), (case, int(bound * self._bounds.case_share))):
             if self._pending[whose] + size > most:
                 raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
-        self._pending.update({"": size, case: size})
+        self._pending[""] += size
+        self._pending[case] += size
 
-    def _let_go(self, case: str, size: int) -> None:
-        self._pending.subtract({"": size, case: size})
+    def leave(self, case: str, size: int) -> None:
+        """One request less, of ``size`` bytes."""
+        self._pending[""] -= size
+        self._pending[case] -= size
+        self._inside[""] -= 1
+        self._inside[case] -= 1
+        self._told(self._inside[""])
 
-    async def _read(self, request: Request, case: str, parts: list[bytes]) -> None:
+
+class Place:
+    """A request that is being answered until the block ends."""
+
+    __slots__ = ("_bounds", "_case", "_door", "_size")
+
+    def __init__(self, door: Door, bounds: Bounds, case: str) -> None:
+        self._door = door
+        self._bounds = bounds
+        self._case = case
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        """Take the place. Raises Refused (503)."""
+        self._door.enter(self._case)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Give it back."""
+        self._door.leave(self._case, self._size)
+
+    def hold(self, size: int) -> None:
+        """Take room for bytes. Raises Refused (503)."""
+        self._door.hold(self._case, size)
+        self._size += size
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of an ASGI request.
+
+        Raises Refused: 413 as soon as it is known to be too long, without reading on.
+        """
         most = self._bounds.max_body_bytes
-        declared = request.headers.get("content-length", "")
+        declared = header(scope, b"content-length")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
         if length > most:
             raise self._too_long(close=length > 8 * most)
-        size = 0
-        try:
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
+        parts: list[bytes] = []
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                text = "the client went away while sending, or did not send in time"
+                raise Refused(400, "disconnected", text)
+            more = message.get("more_body", False)
+            if part := message.get("body", b""):
+                if self._size + len(part) > most:
                     raise self._too_long(close=True)
-                self._hold(case, len(part))
+                self.hold(len(part))
                 parts.append(part)
-        except ClientDisconnect as error:
-            raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error
+        return b"".join(parts)
 
     def _too_long(self, *, close: bool) -> Refused:
         # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless
@@ -172,6 +185,15 @@ class Door:
             f"the body is longer than {self._bounds.max_body_bytes} bytes: send fewer rows",
             headers={"Connection": "close"} if close else None,
         )
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The first value of a header, named in small letters; empty if there is none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
 
 
 def _of(case: str) -> str:

@@ -306,16 +306,18 @@ def test_one_cases_storm_leaves_room_for_the_others(tmp_path, bounds):
 
     with ExitStack() as inside:
         for _ in range(2):
-            inside.enter_context(door.holding(10, "storm"))
-        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.holding(10, "storm"):
-            pass
+            inside.enter_context(door.place("storm")).hold(10)
+        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.place("storm") as place:
+            place.hold(10)
         assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
         for _ in range(2):
-            inside.enter_context(door.holding(10, "calm"))
-        with pytest.raises(Refused, match="try again"), door.holding(10, "third"):
-            pass
-    with door.holding(10, "storm"), door.holding(10, "storm"):
-        pass
+            inside.enter_context(door.place("calm")).hold(10)
+        with pytest.raises(Refused, match="try again"), door.place("third") as place:
+            place.hold(10)
+    for _ in range(2):
+        with door.place("storm") as one, door.place("storm") as other:
+            one.hold(10)
+            other.hold(10)
 
 
 class Slow(Scores):

@@ -129,7 +129,8 @@ def told_of(metrics, version):
 
 def test_answers_are_timed_by_case_and_version_and_refusals_are_not(metrics):
     """Whole requests with scores are in their version's histogram, with their phases; errors are only counted."""
-    fast = Course(version=3, phases={"queue": 0.002, "triton": 0.003})
+    fast = Course(version=3)
+    fast.phases |= {"queue": 0.002, "triton": 0.003}
     metrics.answered("loans", "predict", 200, fast, 0.022)
     metrics.answered("loans", "infer", 200, fast, 0.045)
     metrics.answered("loans", "predict", 200, Course(), 0.001)
