@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines import hosts
 from serving.gateway import tracing
+from serving.gateway.metrics import GONE
 from serving.gateway.protections import header
 from serving.gateway.refusal import JSON, Refused, body, refusal
 
@@ -51,7 +52,7 @@ class Application(FastAPI):
         gateway: Gateway = self.state.gateway
         counted = case if case in gateway.cases else ""
         began = time.perf_counter()
-        status = 500
+        status = GONE
         parent = header(scope, TRACEPARENT)
         with tracing.request(f"POST {scope['path']}", parent) as course:
             try:

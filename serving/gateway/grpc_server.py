@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.errors import ConfigError
 from serving.gateway import inference, tensors, tracing
+from serving.gateway.metrics import GONE
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import Refused, refusal
@@ -34,8 +35,6 @@ _CODES = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """gRPC's word for each HTTP status of the gateway; INTERNAL for any other."""
-GONE = 499
-"""What is counted of a call whose client went away before it had its answer: nobody else is at fault."""
 _CONTENTS = {
     BYTES: "bytes_contents",
     BOOL: "bool_contents",

@@ -195,7 +195,8 @@ class Lane:
                 _fail(together, error)
                 return
             for one in together:
-                await self._answer([one])
+                if not one.answer.done():  # it may have gone away meanwhile
+                    await self._answer([one])
         except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
             _fail(together, error)
         else:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -22,6 +23,7 @@ from serving.gateway.tracing import Course
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
+M = TypeVar("M", Counter, Histogram)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _FINE = (
     *(0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1),
@@ -32,6 +34,8 @@ _ROWS = tuple(float(2**power) for power in range(11))
 """Rows of a call: up to parts.MAX_BATCH."""
 SCORED = ("predict", "infer")
 """The routes whose answers are scores."""
+GONE = 499
+"""The status that is counted of a request whose client went away before it had its answer: nobody else is at fault."""
 KEPT_SECONDS = 3600.0
 """How long a version is told of that is neither champion nor previous release any more: longer than any rule looks."""
 _PREFIX = "perennial_gateway_"
@@ -127,13 +131,13 @@ class Metrics:
         )
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(_PREFIX + name, about, labels, registry=self.registry)
+        return _kept(Counter(_PREFIX + name, about, labels, registry=self.registry))
 
     def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
         return Gauge(_PREFIX + name, about, labels, registry=self.registry, multiprocess_mode="livemax")
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(_PREFIX + name, about, labels, buckets=buckets, registry=self.registry)
+        return _kept(Histogram(_PREFIX + name, about, labels, buckets=buckets, registry=self.registry))
 
     def answered(self, case: str, route: str, status: int, course: Course, seconds: float) -> None:
         """Count and time a request of a case ("": none of ours)."""
@@ -181,6 +185,7 @@ class Metrics:
             if not self._folder:  # what lies in files is left out when it is read
                 for metric in (self.requests, self.answers, self.rows, self.triton_errors):
                     metric.remove_by_labels({"case": case, "version": version})
+                    metric.labels.cache_clear()  # type: ignore[union-attr]  # see _kept
 
     def promise(self, slos: Mapping[str, Slo]) -> None:
         """What is promised of the cases that are served."""
@@ -250,6 +255,12 @@ class Metrics:
             family.samples = [sample for sample in family.samples if self._told(sample.labels)]
             yield family
         yield from self._promised()
+
+
+def _kept(metric: M) -> M:
+    """The metric, whose children are found at once: to look for one takes longer than to count."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric
 
 
 def _forget_dead_workers(folder: Path) -> None:

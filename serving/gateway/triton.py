@@ -43,6 +43,10 @@ FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
 MOST_SECONDS = 60.0
+LEFT_SECONDS = 60.0
+"""How long a call may go on that nobody waits for any more."""
+LEAVE_SECONDS = 1.0
+"""How long calls may go on when the channel is closed."""
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of a row may sum from 1: far above what float32 loses, far below a softmax left out."""
 _CHANNEL = [
@@ -54,8 +58,18 @@ _CHANNEL = [
 ]
 _OF_ROWS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 """What Triton says where the values of single rows may be the reason."""
+_SICK = "not healthy"
+"""What Triton says of a version whose process has died, whatever its rows are."""
+PACE = 0.1
+"""How much the newest call counts in what calls of its version usually take."""
+FAIR = 4.0
+"""So many times its version's usual seconds a call must have had, if its failure shall say something of Triton."""
 _TYPES = {"i": "INT64", "f": "FP32"}
 """Triton's name of a tensor's type, by numpy's letter for its kind: to spell a type out takes numpy 10 us."""
+
+
+class Hurried(Unavailable):
+    """A call that was not answered in time, and had less of it than such calls usually take."""
 
 
 class Triton:
@@ -83,12 +97,16 @@ class Triton:
             self._channel = grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
-        # A client that goes away says nothing about Triton, and a full queue says that it works.
-        self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError, Crowded])
+        self._usual: dict[str, float] = {}
+        self._left: set[Any] = set()
+        # Of Triton nothing is said by a client that goes away, by values that it answers for with an error, and by a
+        # call that had no time; and a full queue says that it works.
+        spared = [asyncio.CancelledError, Refusal, Hurried, Crowded]
+        self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=spared)
 
     async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
+        """Close the channel, once what was sent has had a moment to end."""
+        await self._channel.close(LEAVE_SECONDS)
 
     def deadline(self, texts: int = 0, seconds: float | None = None) -> float:
         """The monotonic time by which a request (of so many texts) that starts now must be answered.
@@ -186,13 +204,25 @@ class Triton:
     async def _score(self, name: str, fields: Fields, version: int, call: Call) -> list[float]:
         outputs, (low, high) = fields.outputs, fields.answers
         request = _request(fields.case, version, call.tensors)
+        began = time.monotonic()
         try:
             answer = await self._retried(request, call)
+        except TimeoutError:
+            kind = Hurried if call.deadline - began < FAIR * self._usual.get(name, 0.0) else Unavailable
+            raise kind(
+                f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
+                f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
+            ) from None
         except grpc.aio.AioRpcError as error:
             if queue := of_queue(error.details()):
                 raise Crowded(f"the queue of {name} in Triton {queue}: try again in a moment") from error
-            kind = Refusal if error.code() in _OF_ROWS else Unavailable
-            raise kind(self._explain(name, error)) from error
+            told = self._explain(name, error)
+            if error.code() in _OF_ROWS and _SICK not in told:
+                raise Refusal(told) from error
+            raise Unavailable(told) from error
+        spent = time.monotonic() - began
+        self._usual[name] = usual = self._usual.get(name, spent)
+        self._usual[name] += PACE * (spent - usual)
         values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
         # Written so that a NaN fails every comparison.
         if len(values) != request.inputs[0].shape[0] * outputs or not all(low <= value <= high for value in values):
@@ -208,11 +238,26 @@ class Triton:
             raise Refusal(f"{name} answered probabilities that do not sum to 1: roll it back")
         return values
 
-    def _ask(self, request: Any, call: Call) -> Any:
+    async def _ask(self, request: Any, call: Call) -> Any:
+        """One call, which nobody cancels: Triton 2.51 may die of that (issues 7368 and 8034 of its server).
+
+        Who does not wait any longer leaves it to end by itself. Raises TimeoutError after its deadline.
+        """
+        loop = asyncio.get_running_loop()
         left = max(0.0, call.deadline - time.monotonic())
         # gRPC's deadline ends the call; this keeps Triton's dynamic batcher, where there is one, from computing it.
         request.parameters["timeout"].int64_param = max(1, int(left * 1e6))
-        return self._infer(request, timeout=left, metadata=carried(call.turns))
+        sent = self._infer(request, timeout=left + LEFT_SECONDS, metadata=carried(call.turns))
+        ended = loop.create_future()
+        self._left.add(sent)  # grpc cancels a call that is forgotten
+        sent.add_done_callback(self._left.discard)
+        sent.add_done_callback(partial(_over, ended))
+        late = loop.call_later(left, _late, ended)
+        try:
+            await ended
+        finally:
+            late.cancel()
+        return await sent
 
     async def _retried(self, request: Any, call: Call) -> Any:
         try:
@@ -238,22 +283,27 @@ class Triton:
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
         code = error.code()
         details = (error.details() or "").partition("\n")[0]
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return (
-                f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
-                f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
-            )
         if _connection_lost(error):
             return (
                 f"Triton at {self.address} does not answer ({details}): start it, or set PERENNIAL_TRITON_GRPC to "
                 "where it is"
             )
-        if "not healthy" in details:
+        if _SICK in details:
             return f"Triton at {self.address} has lost {name} ({details}): unload and load the model"
         return (
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
             "load the model, or see Triton's log"
         )
+
+
+def _over(ended: asyncio.Future[None], _sent: Any) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _late(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_exception(TimeoutError())
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:
