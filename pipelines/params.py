@@ -435,7 +435,10 @@ class Slo(Strict):
 
 
 class Queue(Strict):
-    """What may wait in Triton for its turn: Triton's ``default_queue_policy``."""
+    """What may wait in Triton for its turn: Triton's ``default_queue_policy``, if anything of it is declared.
+
+    It has a price: then its batcher begins no batch before an instance is idle, and may find that out late.
+    """
 
     timeout_ms: float | None = Field(default=None, gt=0)
     """What has waited longer is refused. None: as long as the request's deadline allows."""

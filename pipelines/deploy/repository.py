@@ -21,7 +21,7 @@ from pipelines.encoding import signature
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields
 from pipelines.files import file_sha256, fsync_folder, usual_mode, write_atomic
-from pipelines.params import DEFAULT_SERVING, Batching, Device, ServingParams
+from pipelines.params import DEFAULT_SERVING, Batching, Device, Queue, ServingParams
 from pipelines.provenance import wall_time
 from pipelines.runtime import MODEL
 
@@ -48,14 +48,17 @@ instance_group [ {{ kind: {kind} count: {instances} }} ]
 _BATCHING = """dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
   max_queue_delay_microseconds: {window}
-  default_queue_policy {{
+{queue}}}
+"""
+_QUEUE = """  default_queue_policy {{
     timeout_action: REJECT
     default_timeout_microseconds: {timeout}
     allow_timeout_override: true
     max_queue_size: {size}
   }}
-}}
 """
+# Not written unless a case asks for it: with a policy Triton's batcher begins a batch only where an instance waits for
+# one, and looks again after half a second if it came too early (core, pull request 237; server, issue 8870).
 LONGEST_WAIT_MS = 3_600_000.0
 """A request's own timeout can only shorten the queue's, so that where none is declared it needs one that is longer."""
 
@@ -89,12 +92,12 @@ def config(fields: Fields, versions: Iterable[int], serving: ServingParams = DEF
 
 def _batching(declared: Batching) -> str:
     """Triton's dynamic batcher as declared, in microseconds."""
-    queue = declared.queue
+    queue, policy = declared.queue, ""
+    if queue != Queue():
+        timeout = _microseconds(LONGEST_WAIT_MS if queue.timeout_ms is None else queue.timeout_ms)
+        policy = _QUEUE.format(timeout=timeout, size=queue.size)
     return _BATCHING.format(
-        preferred=", ".join(map(str, declared.preferred_rows)),
-        window=_microseconds(declared.window_ms),
-        timeout=_microseconds(LONGEST_WAIT_MS if queue.timeout_ms is None else queue.timeout_ms),
-        size=queue.size,
+        preferred=", ".join(map(str, declared.preferred_rows)), window=_microseconds(declared.window_ms), queue=policy
     )
 
 

@@ -78,13 +78,18 @@ def test_instances_and_batching_are_tritons():
     assert policy.max_queue_size == 100
 
 
-def test_batching_without_more_leaves_the_wait_to_the_request():
-    """A bare ``batching: {}`` joins what is there already; a request's own timeout can be any up to an hour."""
+def test_only_a_declared_queue_has_a_policy():
+    """A bare ``batching: {}`` joins what is there already, and its queue has no policy, which would cost latency.
+
+    One with a size alone leaves how long a request waits to its own timeout, up to an hour.
+    """
     batcher = parsed(repository.config(FIELDS, [1], ServingParams(batching=Batching()))).dynamic_batching
     assert (list(batcher.preferred_batch_size), batcher.max_queue_delay_microseconds) == ([], 0)
-    policy = batcher.default_queue_policy
+    assert not batcher.HasField("default_queue_policy")
+    sized = ServingParams(batching=Batching(queue=Queue(size=5)))
+    policy = parsed(repository.config(FIELDS, [1], sized)).dynamic_batching.default_queue_policy
     assert (policy.default_timeout_microseconds, policy.allow_timeout_override) == (3_600_000_000, True)
-    assert policy.max_queue_size == 0
+    assert policy.max_queue_size == 5
 
 
 def test_without_batching_there_is_no_batcher():
