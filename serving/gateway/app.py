@@ -110,7 +110,7 @@ class Counted:
             with tracing.request(f"{scope['method']} {scope['path']}", parent) as course:
                 await self._app(scope, receive, watch)
         finally:
-            self._metrics.answered(_case(scope), _route(scope), status, time.perf_counter() - began)
+            self._metrics.answered(_case(scope), _route(scope), status, course, time.perf_counter() - began)
 
 
 def _keep_what_is_there() -> None:

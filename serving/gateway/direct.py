@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines import hosts
 from serving.gateway import tracing
+from serving.gateway.metrics import GONE
 from serving.gateway.protections import header
 from serving.gateway.refusal import JSON, Refused, body, refusal
 
@@ -51,7 +52,7 @@ class Application(FastAPI):
         gateway: Gateway = self.state.gateway
         counted = case if case in gateway.cases else ""
         began = time.perf_counter()
-        status = 500
+        status = GONE
         parent = header(scope, TRACEPARENT)
         with tracing.request(f"POST {scope['path']}", parent) as course:
             try:
@@ -64,7 +65,7 @@ class Application(FastAPI):
                 status = told.status
                 more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
             finally:
-                gateway.metrics.answered(counted, name, status, time.perf_counter() - began)
+                gateway.metrics.answered(counted, name, status, course, time.perf_counter() - began)
             length = (b"content-length", b"%d" % len(content))
             timing = (b"server-timing", course.server_timing().encode())
             head = [length, _JSON, *more, *UNFRAMED, timing]

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.errors import ConfigError
 from serving.gateway import inference, tensors, tracing
+from serving.gateway.metrics import GONE
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import Refused, refusal
@@ -105,13 +106,14 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         async def answer() -> Any:
             gateway = self._gateway
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
-            await gateway.door.admit(str(key), _address(context.peer()))
+            caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.place(case.name) as place:
+            with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
                 place.hold(size)
                 found = await inference.infer(
                     gateway,
                     case,
+                    place,
                     size,
                     lambda: _tensors(request),
                     inference.version_of(request.model_version),
@@ -126,19 +128,22 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         metrics = self._gateway.metrics
         case = name if name in self._gateway.cases else ""
         began = time.perf_counter()
-        status = 200
+        status = GONE
         parent = str(dict(context.invocation_metadata() or ()).get(tracing.TRACEPARENT, ""))
         try:
             with tracing.request(f"gRPC {route}", parent) as course:
                 answered = await answer()
                 context.set_trailing_metadata((("server-timing", course.server_timing()),))
+                status = 200
                 return answered
         except Exception as error:  # noqa: BLE001 - every error is an answer, as over HTTP
             told = refusal(metrics, case, error)
             status = told.status
-            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text)
+            wait = (told.headers or {}).get("Retry-After")
+            more = () if wait is None else (("retry-after", wait),)
+            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text, more)
         finally:
-            metrics.answered(case, route, status, time.perf_counter() - began)
+            metrics.answered(case, route, status, course, time.perf_counter() - began)
 
 
 def _tensors(request: Any) -> list[Tensor]:
@@ -167,6 +172,7 @@ def _reply(found: inference.Inferred, given: str) -> Any:
         id=given or found.request_id,
         outputs=[tensor(name=one.name, datatype=one.datatype, shape=[len(one.values)]) for one in found.outputs],
         raw_output_contents=[one.raw() for one in found.outputs],
+        parameters={name: pb.InferParameter(bool_param=value) for name, value in found.parameters.items()},
     )
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from pipelines.errors import Unavailable
 from serving.gateway.joining import Call, Lane, Refusal
+from serving.gateway.tracing import Turn
 
 
-def call(*values, seconds=5.0, metadata=()):
+def call(*values, seconds=5.0, turns=()):
     """A call of rows with these values."""
-    return Call({"x": np.array(values, np.float64).reshape(-1, 1)}, time.monotonic() + seconds, metadata)
+    return Call({"x": np.array(values, np.float64).reshape(-1, 1)}, time.monotonic() + seconds, turns)
 
 
 class Triton:
@@ -138,17 +139,18 @@ def test_a_client_that_goes_away_takes_nobody_along():
     assert [one.tensors["x"][:, 0].tolist() for one in triton.calls] == [[1], [3]]
 
 
-def test_a_joined_call_carries_a_trace_of_one_of_its_requests():
-    """Of joined requests the first one's trace goes along, if any has one."""
+def test_a_joined_call_is_for_all_of_its_requests():
+    """A joined call has the turns of its requests, in their order: each is told when it goes out, and its trace."""
     triton = Triton()
+    turns = [Turn() for _ in range(4)]
 
     async def run():
         lane = Lane(triton, 100)
-        await asyncio.gather(*(lane.ask(call(n, metadata=(("traceparent", "t"),) if n == 2 else ())) for n in range(4)))
+        await asyncio.gather(*(lane.ask(call(n, turns=(turn,))) for n, turn in enumerate(turns)))
 
     asyncio.run(run())
 
-    assert [one.metadata for one in triton.calls] == [(), (("traceparent", "t"),)]
+    assert [one.turns for one in triton.calls] == [(turns[0],), tuple(turns[1:])]
 
 
 @settings(deadline=None, max_examples=60)
