@@ -417,12 +417,15 @@ async def _score(
     try:
         return await _released(gateway, case, columns, only, received)
     except (Unavailable, Late) as error:
-        scores = default_scores(case.fields, case.serving.default)
+        scores, count = default_scores(case.fields, case.serving.default), len(columns[EVENT_TIME])
         if scores is None or only is not None:
+            if isinstance(error, Crowded):
+                again = {"Retry-After": str(RETRY_SECONDS)}
+                raise Refused(503, "overload", str(error), rows=count, headers=again) from error
             raise
-        if isinstance(error, Unavailable):  # who is late is no news, and the next one may be in time
+        if not isinstance(error, Late | Crowded):  # who is late is no news, and the next one may be in time
             _flag(gateway, case, "the declared default", str(error))
-        return ELSEWHERE, [*scores] * len(columns[EVENT_TIME])
+        return ELSEWHERE, [*scores] * count
 
 
 async def _released(
@@ -430,8 +433,8 @@ async def _released(
 ) -> tuple[int, list[float]]:
     """The champion's scores, or while it does not answer, the previous release's (with its own encoding).
 
-    Raises Unavailable if neither can answer, and Late if more rows wait than can be answered as is promised, by
-    whichever release: it is one Triton.
+    Raises Unavailable if neither can answer, Crowded if the champion's queue in Triton has no room, and Late if more
+    rows wait than can be answered as is promised, by whichever release: it is one Triton.
     """
     champion, previous = gateway.routing.versions(case.name, case.route, only)
     texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
@@ -439,9 +442,8 @@ async def _released(
     promised = _promised(case.serving.slo.p99_ms, received, deadline)
     try:
         scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
-    except Crowded as error:  # it answers: what stands in for it would have no more room
-        count = len(columns[EVENT_TIME])
-        raise Refused(503, "busy", str(error), rows=count, headers={"Retry-After": str(RETRY_SECONDS)}) from error
+    except Crowded:  # it answers: another release would have no more room
+        raise
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:

@@ -245,7 +245,7 @@ class Triton:
         """
         loop = asyncio.get_running_loop()
         left = max(0.0, call.deadline - time.monotonic())
-        # gRPC's deadline ends the call; this is for a queue in Triton that a case declares a policy for.
+        # For a queue in Triton that a case declares a policy for.
         request.parameters["timeout"].int64_param = max(1, int(left * 1e6))
         sent = self._infer(request, timeout=left + LEFT_SECONDS, metadata=carried(call.turns))
         ended = loop.create_future()

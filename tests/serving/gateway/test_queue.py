@@ -9,11 +9,13 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 import pytest
+import yaml
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from embedded import triton as embedded
 from embedded.ports import Ports
+from pipelines.case_files import CASES_ROOT
 from pipelines.channel import OPTIONS, credentials
 from pipelines.deploy import repository, rollout, triton
 from pipelines.errors import Crowded
@@ -171,6 +173,22 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_back(world):
                 assert "serving.batching.queue.size" in refused.json()["error"]
             assert http.get("/readyz").status_code == 200
         assert http.post(PREDICT, json=BODY).status_code == 200
+
+
+def test_a_declared_default_stands_in_for_a_full_queue(world, monkeypatch, tmp_path):
+    """Where the case declares a default, who finds Triton's queue full has it, flagged; then the champion again."""
+    settings, stub = world
+    served(settings, ServingParams(device="cpu", batching=Batching(queue=Queue(size=1))))
+    declared = yaml.safe_load((CASES_ROOT / CASE / "params.yaml").read_text()) | {"serving": {"default": 0.25}}
+    (tmp_path / f"{CASE}.yaml").write_text(yaml.safe_dump(declared))
+    monkeypatch.setenv("PERENNIAL_PARAMS_DIR", str(tmp_path))
+    with client(settings.model_copy(update={"params_dir": tmp_path})) as http:
+        with full(stub):
+            [row] = http.post(PREDICT, json=BODY).json()["rows"]
+        assert (row["score"], row["default"], row["version"]) == (0.25, True, 0)
+        [row] = http.post(PREDICT, json=BODY).json()["rows"]
+        assert (row["score"], row["version"]) == (0.5, 1)
+        assert "default" not in row
 
 
 def test_what_has_waited_too_long_is_a_503(world):
