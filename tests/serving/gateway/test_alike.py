@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uvicorn.loops.uvloop import uvloop_loop_factory
 
 from embedded import triton as embedded
 from pipelines import runtime
@@ -169,7 +169,7 @@ class World:
             "triage": [{"text": text} for text in _texts(_words(bundles["triage"]))],
         }
         self.alone = {case: self._alone(case, bundles[case]) for case in FIELDS}
-        self.loop = uvloop.new_event_loop()
+        self.loop = uvloop_loop_factory()()
         self.app = create_app(self.settings, Bounds(poll_seconds=0.05, sync_seconds=0.05))
         self.lifespan = self.app.router.lifespan_context(self.app)
         self.http = httpx.AsyncClient(
