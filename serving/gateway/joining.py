@@ -69,7 +69,8 @@ class Lane:
     """The calls of one version whose tensors have the same form: one is under way, what comes meanwhile is the next.
 
     A joined call has the deadline of the row that can wait longest, and each row its own. If the rows' values are what
-    a joined call fails of, every request is asked for again alone, so that it gets the answer that it gets alone.
+    a joined call fails of, its halves are asked for again, and theirs, until the wrong requests are alone: each gets
+    the answer that it gets alone, and a wrong one among many costs few calls.
     """
 
     def __init__(self, send: Send, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -194,9 +195,10 @@ class Lane:
             if len(together) == 1:
                 _fail(together, error)
                 return
-            for one in together:
-                if not one.answer.done():  # it may have gone away meanwhile
-                    await self._answer([one])
+            middle = len(together) // 2
+            for half in (together[:middle], together[middle:]):
+                if left := [one for one in half if not one.answer.done()]:  # it may have gone away meanwhile
+                    await self._answer(left)
         except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
             _fail(together, error)
         else:
