@@ -475,7 +475,7 @@ class ServingParams(Strict):
     batching: Batching | None = None
     """None: Triton joins nothing. The gateway joins what waits in a worker anyway."""
     deadline_seconds: float | None = Field(default=None, gt=0)
-    """How long a request may take. None: the gateway's ``PERENNIAL_GATEWAY_DEADLINE_SECONDS``."""
+    """How long a request may wait for Triton; texts add to it. None: ``PERENNIAL_GATEWAY_DEADLINE_SECONDS``."""
     slo: Slo = Slo()
     default: float | dict[str, float] | None = None
     """The score (of a number: the number; of classes: each one's probability) that is answered, and flagged, where

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, field
 
 from pipelines.fields import Fields
-from pipelines.params import EventTimes
+from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import EVERY, Stamp, adopt, asked
 from pipelines.settings import Settings
 from serving.gateway.identity import Index
@@ -32,6 +32,7 @@ class Case:
 
     fields: Fields
     times: EventTimes
+    serving: ServingParams
     rows: Shape
     labels: Shape
     predictions_log: Log
@@ -56,7 +57,9 @@ class Case:
         return self.labels_log, self.predictions_log, self.refusals_log
 
 
-def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bounds, metrics: Metrics) -> Case:
+def open_case(
+    fields: Fields, times: EventTimes, serving: ServingParams, settings: Settings, bounds: Bounds, metrics: Metrics
+) -> Case:
     """Take up what dead workers left of a case, and begin its log; for a thread.
 
     Raises ConfigError if requests cannot have such fields, and what the file system raises.
@@ -81,4 +84,4 @@ def open_case(fields: Fields, times: EventTimes, settings: Settings, bounds: Bou
     index.catch_up()
     newest = asked(settings.log_request(fields.case))
     predicted, labelled, refused = (logs[kind] for kind in EVERY)
-    return Case(fields, times, rows, labels, predicted, labelled, refused, index, asked=newest)
+    return Case(fields, times, serving, rows, labels, predicted, labelled, refused, index, asked=newest)

@@ -105,12 +105,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         async def answer() -> Any:
             gateway = self._gateway
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
-            await gateway.door.admit(str(key), _address(context.peer()))
+            caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.holding(size, case.name):
+            with gateway.using(request.model_name) as case, gateway.door.inside(case.name, caller, size) as visit:
                 found = await inference.infer(
                     gateway,
                     case,
+                    visit,
                     size,
                     lambda: _tensors(request),
                     inference.version_of(request.model_version),
@@ -135,7 +136,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         except Exception as error:  # noqa: BLE001 - every error is an answer, as over HTTP
             told = refusal(metrics, case, error)
             status = told.status
-            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text)
+            wait = (told.headers or {}).get("Retry-After")
+            more = () if wait is None else (("retry-after", wait),)
+            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text, more)
         finally:
             metrics.requests.labels(case, route, status).inc()
             metrics.seconds.labels(route).observe(time.perf_counter() - began)

@@ -14,6 +14,7 @@ from pipelines.errors import PerennialError
 from serving.gateway import refusals, tensors
 from serving.gateway.cases import Case
 from serving.gateway.predict import answer
+from serving.gateway.protections import Visit
 from serving.gateway.refusal import Refused
 from serving.gateway.state import Gateway
 from serving.gateway.tensors import Output, Tensor
@@ -38,6 +39,7 @@ class Inferred(NamedTuple):
 async def infer(
     gateway: Gateway,
     case: Case,
+    visit: Visit,
     size: int,
     read: Callable[[], Sequence[Tensor]],
     only: int | None,
@@ -54,7 +56,7 @@ async def infer(
     except Refused as error:
         await refusals.note(gateway, case, error, b"", datetime.now(UTC))
         raise
-    request_id, answers = await answer(gateway, case, body, only)
+    request_id, answers = await answer(gateway, case, visit, body, only)
     found = await gateway.apart(len(body), tensors.answered, case.fields, answers)
     versions = {one.version for one in answers}
     version = str(versions.pop()) if len(versions) == 1 else ""

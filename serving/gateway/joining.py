@@ -8,6 +8,7 @@ hangs on their number. Crankshaw et al., "Clipper: A Low-Latency Online Predicti
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipelines.errors import Unavailable
+from serving.gateway.pace import Pace, Wait
+from serving.gateway.refusal import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,11 +28,15 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Call(NamedTuple):
-    """One call: its tensors, the monotonic time by which it must be answered, and what it carries."""
+    """One call: its tensors, the monotonic time by which it must be answered, and what it carries.
+
+    ``promised`` is the time by which it is to be answered if all goes well.
+    """
 
     tensors: Tensors
     deadline: float
     metadata: Metadata = ()
+    promised: float = math.inf
 
     @property
     def rows(self) -> int:
@@ -39,6 +46,14 @@ class Call(NamedTuple):
 
 class Refusal(Unavailable):
     """Triton's word on what a call holds: of several rows one may be the reason, and the others have their answers."""
+
+
+class Late(Refused):
+    """More rows wait than can be answered in time: who comes now would wait to fail."""
+
+    def __init__(self, seconds: float, rows: int) -> None:
+        text = "the rows that wait already take as long as is promised: try again in a moment"
+        super().__init__(503, "overload", text, rows=rows, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
 Send = Callable[[Call], Awaitable[list[float]]]
@@ -57,11 +72,15 @@ class Lane:
     a joined call fails of, every request is asked for again alone, so that it gets the answer that it gets alone.
     """
 
-    def __init__(self, send: Send, most: int) -> None:
-        """``most`` rows go together at most."""
+    def __init__(self, send: Send, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """``most`` rows go together at most; ``clock`` is the one of deadlines."""
         self._send = send
         self._most = most
+        self._clock = clock
+        self._pace = Pace()
         self._waiting: deque[_Waiting] = deque()
+        self._rows = 0  # of those that wait
+        self._due = 0.0  # when the call that is under way should be answered
         self._busy = False
         self._task: asyncio.Task[None] | None = None
 
@@ -70,20 +89,65 @@ class Lane:
         """Whether nothing is under way."""
         return not self._busy
 
+    def wait(self, rows: int) -> Wait:
+        """What so many rows would have to wait for that came now, at the pace of the newest calls.
+
+        A call that takes longer than it should is thought to take as much longer again.
+        """
+        if not self._busy:
+            return Wait(0.0, 0.0)
+        now = self._clock()
+        answered, others = self._answered(rows, now)
+        own = self._pace.seconds(rows)
+        return Wait(max(0.0, answered - now - own), own, others - now)
+
+    def admit(self, rows: int, promised: float, deadline: float) -> float:
+        """When rows are promised that would be asked for now: never, where they alone take longer.
+
+        Raises Late if they would be answered later, or after the deadline, or make others late.
+        """
+        if not self._busy:
+            return promised
+        now = self._clock()
+        answered, others = self._answered(rows, now)
+        if answered <= promised and answered <= deadline and answered <= others:
+            return promised
+        wait = self.wait(rows)
+        if late := wait.late(promised - now, deadline - now):
+            raise Late(late, rows)
+        return promised if wait.own <= promised - now else math.inf
+
+    def _answered(self, rows: int, now: float) -> tuple[float, float]:
+        """When rows that came now would be answered, and when those have to be whose call they would share."""
+        ready = now + abs(self._due - now)
+        every = self._rows + rows
+        if every > self._most:  # what comes later fills the last call, too
+            return ready + -(-every // self._most) * self._pace.seconds(self._most), math.inf
+        # One call for all who wait: whoever waits longest has to be answered first.
+        return ready + self._pace.seconds(every), self._waiting[0].call.promised if self._waiting else math.inf
+
     async def ask(self, call: Call) -> list[float]:
         """The scores of a call's rows. Raises what ``send`` raises, Unavailable after the deadline."""
         if self._busy:
             return await self._wait(call)
         self._busy = True
         try:
-            return await self._send(call)
+            return await self._timed(call)
         finally:
             self._go_on()
+
+    async def _timed(self, call: Call) -> list[float]:
+        rows, began = call.rows, self._clock()
+        self._due = began + self._pace.seconds(rows)
+        scores = await self._send(call)
+        self._pace.note(rows, self._clock() - began)
+        return scores
 
     async def _wait(self, call: Call) -> list[float]:
         waiting = _Waiting(call, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        left = call.deadline - time.monotonic()
+        self._rows += call.rows
+        left = call.deadline - self._clock()
         try:
             return await asyncio.wait_for(waiting.answer, max(0.0, left))
         except TimeoutError:
@@ -111,6 +175,7 @@ class Lane:
         rows = 0
         while self._waiting and (not found or rows + self._waiting[0].call.rows <= self._most):
             one = self._waiting.popleft()
+            self._rows -= one.call.rows
             if not one.answer.done():
                 found.append(one)
                 rows += one.call.rows
@@ -118,7 +183,7 @@ class Lane:
 
     async def _answer(self, together: Sequence[_Waiting]) -> None:
         try:
-            scores = await self._send(_joined([one.call for one in together]))
+            scores = await self._timed(_joined([one.call for one in together]))
         except Refusal as error:
             if len(together) == 1:
                 _fail(together, error)

@@ -19,6 +19,7 @@ from serving.gateway import refusals
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.log import Position
+from serving.gateway.protections import Visit
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
@@ -95,18 +96,25 @@ class Row(NamedTuple):
 
 Scored = tuple[Row, Answer, list[float] | UnsetType]
 """A row, its answer, and in a case with classes the scores of all of them."""
+KEPT = 0.7
+"""What part of a promised p99, or of the deadline, the scores may take.
+
+The pace that it is held against is a mean, and log and reply follow.
+"""
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
 
 
-async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
+async def predict(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
     """The reply, as JSON, to the body of a predict request. Raises what :func:`answer` raises."""
-    request_id, answers = await answer(gateway, case, body)
+    request_id, answers = await answer(gateway, case, visit, body)
     return await gateway.apart(len(body), _reply, case, request_id, answers)
 
 
-async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = None) -> tuple[str, list[Answer]]:
+async def answer(
+    gateway: Gateway, case: Case, visit: Visit, body: bytes, only: int | None = None
+) -> tuple[str, list[Answer]]:
     """An id of the request and the answers to its rows: each of them is in the log, with exactly this answer.
 
     ``only`` is the one version that may answer (None: whichever the ledger says). Raises Refused for what the client
@@ -118,6 +126,7 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
         rows, asked = await _taken(gateway, case, body, received, _read)
+        await gateway.door.rows(visit, len(rows))
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
@@ -153,7 +162,7 @@ async def _fresh(
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
-        version, scores = await _score(gateway, case, columns, only)
+        version, scores = await _score(gateway, case, columns, only, received)
         scored = await gateway.apart(size, _scored, case, fresh, received, version, scores)
         with phase("log"):
             raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
@@ -165,13 +174,13 @@ async def _fresh(
     return found
 
 
-async def predict_each(gateway: Gateway, case: Case, body: bytes) -> bytes:
+async def predict_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
     """The reply, as JSON, to a predict request whose rows are answered one by one."""
-    request_id, found = await answer_each(gateway, case, body)
+    request_id, found = await answer_each(gateway, case, visit, body)
     return await gateway.apart(len(body), _reply_each, case, request_id, found)
 
 
-async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, list[Answer | Refused]]:
+async def answer_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> tuple[str, list[Answer | Refused]]:
     """An id of the request and what becomes of each row: its answer, which is in the log, or why it is refused.
 
     A row that is not as declared, or whose id belongs to another one, keeps no other from being answered. Raises
@@ -182,6 +191,7 @@ async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, l
     request_id = uuid.uuid4().hex
     with phase("read"):
         rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
+        await gateway.door.rows(visit, len(rows) + len(unfit))
     asked: dict[str, Row] = {}
     for row in rows:
         if row.digest:
@@ -381,22 +391,27 @@ def _conflict(row: Row, count: int) -> Refused:
     return Refused(409, CONFLICT, text, field="prediction_id", row=row.number, rows=count)
 
 
-async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | None) -> tuple[int, list[float]]:
+async def _score(
+    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
+) -> tuple[int, list[float]]:
     """The version that answered and its scores.
 
     The champion's, or while it does not answer, the previous release's (with its own encoding), unless ``only`` one
-    version may answer.
+    version may answer. Raises Late if more rows wait than can be answered as is promised, by whichever release: it is
+    one Triton.
     """
     champion, previous = gateway.routing.versions(case.name, case.route, only)
-    deadline = gateway.triton.deadline(0 if case.fields.text is None else len(columns[case.fields.text.name]))
+    texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
+    deadline = gateway.triton.deadline(texts, case.serving.deadline_seconds)
+    promised = _promised(case.serving.slo.p99_ms, received, deadline)
     try:
-        scores = await _scored_by(gateway, case, champion, columns, deadline)
+        scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await _scored_by(gateway, case, previous, columns, deadline)
+            scores = await _scored_by(gateway, case, previous, columns, deadline, promised)
         except Unavailable:
             raise error from None
         _flag(gateway, case, str(error))
@@ -405,11 +420,25 @@ async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | Non
     return champion.number, scores
 
 
-async def _scored_by(gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float) -> list[float]:
+def _promised(p99_ms: float | None, received: datetime, deadline: float) -> float:
+    """The monotonic time by which scores must be there for what is promised of a request that was ``received``.
+
+    Where nothing is promised, who is let in shall not miss the ``deadline`` either.
+    """
+    now = time.monotonic()
+    if p99_ms is None:
+        return now + KEPT * (deadline - now)
+    spent = max(0.0, (datetime.now(UTC) - received).total_seconds())
+    return now + max(0.0, KEPT * p99_ms / 1000 - spent)
+
+
+async def _scored_by(
+    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
+) -> list[float]:
     with phase("encode"):
         parts = await version.parts(columns)
     with phase("triton"):
-        return await gateway.triton.score(case.fields, version.number, parts, deadline)
+        return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
 def _flag(gateway: Gateway, case: Case, why: str) -> None:

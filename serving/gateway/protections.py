@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from limits import parse
@@ -33,6 +34,24 @@ _REST_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Load:
+    """What is being answered: how many requests, the bytes of their bodies, and their rows."""
+
+    requests: int = 0
+    size: int = 0
+    rows: int = 0
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request inside, for ``case``: whose rate it counts to, and what it holds until it is answered."""
+
+    case: str
+    caller: str = ""
+    held: Load = field(default_factory=Load)
+
+
 class Door:
     """Checks what stands before every request for a case. Keys are kept as hashes only."""
 
@@ -54,12 +73,14 @@ class Door:
         self._rate = parse(bounds.rate)
         self._bounds = bounds
         self._told = told
-        # Requests that are being answered and the bytes of their bodies: of each case, and of all together under "".
-        self._inside: Counter[str] = Counter()
-        self._pending: Counter[str] = Counter()
+        self._all = Load()
+        self._cases: defaultdict[str, Load] = defaultdict(Load)
 
-    async def admit(self, key: str, address: str) -> None:
-        """Raise Refused: 401 for a missing or wrong ``key``, 429 above its rate (without keys: the address')."""
+    async def admit(self, key: str, address: str) -> str:
+        """Whose rate a request counts to: that of its ``key`` (without keys: of its ``address``), where it counts one.
+
+        Raises Refused: 401 for a missing or wrong key, 429 above its rate.
+        """
         caller = address
         if self._keys:
             given = hashlib.sha256(key.encode("latin-1", "replace")).digest()
@@ -69,22 +90,41 @@ class Door:
                     401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"}
                 )
             caller = given.hex()
-        if not await self._hit(caller):
-            raise Refused(
-                429,
-                "rate",
-                f"more than {self._rate}: wait a moment",
-                headers={"Retry-After": str(self._rate.get_expiry())},
-            )
+        if not await self._hit(caller, 1):
+            raise self._above()
+        return caller
 
-    async def _hit(self, caller: str) -> bool:
-        """Count one request.
+    async def rows(self, visit: Visit, count: int) -> None:
+        """Let in the ``count`` rows of a request that was read; a request counts as one before.
+
+        Raises Refused: 429 above its caller's rate, 422 for more rows than the rate ever lets in, 503 beyond what a
+        worker takes at a time. A request that is alone may have as many rows as any.
+        """
+        if count > self._rate.amount:
+            text = f"{count} rows are more than the rate of {self._rate} lets in at all: send fewer in a request"
+            raise Refused(422, "too_many", text, rows=count)
+        bound = self._bounds.max_pending_rows
+        own = self._cases[visit.case]
+        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
+            if load.rows and load.rows + count > most:
+                raise _busy(f"{load.rows} rows {_of(whose)}are being answered", rows=count)
+        for load in (self._all, own, visit.held):
+            load.rows += count
+        if count > 1 and not await self._hit(visit.caller, count - 1):
+            raise self._above(count)
+
+    def _above(self, rows: int = 1) -> Refused:
+        headers = {"Retry-After": str(self._rate.get_expiry())}
+        return Refused(429, "rate", f"more rows than {self._rate}: wait a moment", rows=rows, headers=headers)
+
+    async def _hit(self, caller: str, rows: int) -> bool:
+        """Count ``rows`` to a caller's rate; those of a request that it does not let in do not count.
 
         A Redis that is away costs nobody an answer: each worker then counts its own for a while.
         """
         if self._shared is not None and time.monotonic() >= self._rests_until:
             try:
-                return await self._shared.hit(self._rate, caller)
+                return await self._counted(self._shared, caller, rows)
             except (StorageError, OSError) as error:
                 self._rests_until = time.monotonic() + _REST_SECONDS
                 log.warning(
@@ -92,76 +132,68 @@ class Door:
                     type(error).__name__,
                     _REST_SECONDS,
                 )
-        return await self._limiter.hit(self._rate, caller)
+        return await self._counted(self._limiter, caller, rows)
 
-    @asynccontextmanager
-    async def body(self, request: Request, case: str) -> AsyncIterator[bytes]:
-        """The body of a request for ``case`` that is being answered until the block ends.
-
-        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond what a worker takes at
-        a time, of all cases and of one.
-        """
-        with self._place(case):
-            parts: list[bytes] = []
-            try:
-                await self._read(request, case, parts)
-                yield b"".join(parts)
-            finally:
-                self._let_go(case, sum(map(len, parts)))
+    async def _counted(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
+        if rows > 1 and not await limiter.test(self._rate, caller, cost=rows):
+            return False
+        return await limiter.hit(self._rate, caller, cost=rows)
 
     @contextmanager
-    def holding(self, size: int, case: str) -> Iterator[None]:
-        """A request of ``size`` bytes for ``case``, whole already, that is being answered until the block ends.
+    def inside(self, case: str, caller: str = "", size: int = 0) -> Iterator[Visit]:
+        """A request for ``case`` that is being answered until the block ends; ``size`` bytes of it are here already.
 
-        Raises Refused (503) beyond what a worker takes at a time.
+        Raises Refused (503) beyond what a worker takes at a time, of all cases and of one.
         """
-        with self._place(case):
-            self._hold(case, size)
-            try:
-                yield
-            finally:
-                self._let_go(case, size)
-
-    @contextmanager
-    def _place(self, case: str) -> Iterator[None]:
         bound = self._bounds.max_requests
-        for whose, most in (("", bound), (case, max(1, int(bound * self._bounds.case_share)))):
-            if self._inside[whose] >= most:
-                raise _busy(f"{self._inside[whose]} requests {_of(whose)}are being answered")
-        self._inside.update(("", case))
-        self._told(self._inside[""])
+        own = self._cases[case]
+        for whose, load, most in (("", self._all, bound), (case, own, max(1, int(bound * self._bounds.case_share)))):
+            if load.requests >= most:
+                raise _busy(f"{load.requests} requests {_of(whose)}are being answered")
+        visit = Visit(case, caller)
+        self._all.requests += 1
+        own.requests += 1
+        self._told(self._all.requests)
         try:
-            yield
+            self._hold(visit, size)
+            yield visit
         finally:
-            self._inside.subtract(("", case))
-            self._told(self._inside[""])
+            for load in (self._all, own):
+                load.requests -= 1
+                load.size -= visit.held.size
+                load.rows -= visit.held.rows
+            self._told(self._all.requests)
 
-    def _hold(self, case: str, size: int) -> None:
+    def _hold(self, visit: Visit, size: int) -> None:
         bound = self._bounds.max_pending_bytes
-        for whose, most in (("", bound), (case, int(bound * self._bounds.case_share))):
-            if self._pending[whose] + size > most:
+        own = self._cases[visit.case]
+        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
+            if load.size + size > most:
                 raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
-        self._pending.update({"": size, case: size})
+        for load in (self._all, own, visit.held):
+            load.size += size
 
-    def _let_go(self, case: str, size: int) -> None:
-        self._pending.subtract({"": size, case: size})
+    async def body(self, request: Request, visit: Visit) -> bytes:
+        """The body of a request that is inside.
 
-    async def _read(self, request: Request, case: str, parts: list[bytes]) -> None:
+        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond the bytes that a
+        worker takes at a time.
+        """
         most = self._bounds.max_body_bytes
         declared = request.headers.get("content-length", "")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
         if length > most:
             raise self._too_long(close=length > 8 * most)
-        size = 0
+        parts: list[bytes] = []
         try:
             async for part in request.stream():
-                size += len(part)
-                if size > most:
+                self._hold(visit, len(part))
+                if visit.held.size > most:
                     raise self._too_long(close=True)
-                self._hold(case, len(part))
                 parts.append(part)
         except ClientDisconnect as error:
             raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error
+        return b"".join(parts)
 
     def _too_long(self, *, close: bool) -> Refused:
         # A body that is merely too long is thrown away by the server, so that its sender reads the answer; an endless
@@ -178,13 +210,11 @@ def _of(case: str) -> str:
     return f"for {case} " if case else ""
 
 
-def _busy(what: str) -> Refused:
-    return Refused(
-        503,
-        "busy",
-        f"{what}: try again in a moment",
-        headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
-    )
+def _busy(what: str, rows: int = 1) -> Refused:
+    # The connection stays: a new one costs both sides more than the next answer on this one, and what is still sent of
+    # this request is thrown away as it comes (connections.py bounds for how long).
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return Refused(503, "busy", f"{what}: try again in a moment", rows=rows, headers=headers)
 
 
 def shared_limiter(url: str) -> FixedWindowRateLimiter:

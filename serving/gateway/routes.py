@@ -15,7 +15,7 @@ from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PARTIAL, PREDICT
 from serving.gateway.predict import predict, predict_each
-from serving.gateway.protections import HEADER
+from serving.gateway.protections import HEADER, Visit
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
 from serving.gateway.rows import check_times, read
@@ -34,10 +34,10 @@ async def predict_rows(request: Request, case: str) -> Response:
     a number is predicted, the prediction is that number, and there is no score. A row that is refused refuses all rows
     of its request, but with partial=true.
     """
-    async with entered(request, case) as (gateway, known, body):
+    async with entered(request, case) as (gateway, known, visit, body):
         if _one_by_one(request.scope["query_string"]):
-            return Response(await predict_each(gateway, known, body), media_type=JSON)
-        return Response(await predict(gateway, known, body), media_type=JSON)
+            return Response(await predict_each(gateway, known, visit, body), media_type=JSON)
+        return Response(await predict(gateway, known, visit, body), media_type=JSON)
 
 
 def _one_by_one(query: bytes) -> bool:
@@ -57,8 +57,9 @@ async def post_labels(request: Request, case: str) -> Response:
     Ids are not looked up: a label may arrive before its row was compacted, or after its row was archived.
     A label without a row is joined to nothing.
     """
-    async with entered(request, case) as (gateway, known, body):
+    async with entered(request, case) as (gateway, known, visit, body):
         lines, count = await gateway.apart(len(body), _label_lines, known, body, datetime.now(UTC))
+        await gateway.door.rows(visit, count)
         known.labels_log.append(lines)
         gateway.metrics.log_lines.labels(known.name, "labels").inc(count)
         gateway.metrics.labels.labels(known.name).inc(count)
@@ -112,10 +113,10 @@ def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, in
 
 
 @asynccontextmanager
-async def entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, Case, bytes]]:
+async def entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, Case, Visit, bytes]]:
     """What stands before every route of a case: key, rate, case, body. The case stays as it is until it is answered."""
     gateway: Gateway = request.app.state.gateway
-    await gateway.door.admit(request.headers.get(HEADER, ""), request.client.host if request.client else "")
-    with gateway.using(name) as case:
-        async with gateway.door.body(request, case.name) as body:
-            yield gateway, case, body
+    address = request.client.host if request.client else ""
+    caller = await gateway.door.admit(request.headers.get(HEADER, ""), address)
+    with gateway.using(name) as case, gateway.door.inside(case.name, caller) as visit:
+        yield gateway, case, visit, await gateway.door.body(request, visit)

@@ -100,7 +100,7 @@ async def model(request: Request, case: str, version: str = "") -> Response:
 @router.post(VERSION + "/infer")
 async def infer(request: Request, case: str, version: str = "") -> Response:
     """Score rows whose fields come as tensors; each answered row is in the prediction log, as those of /v1 are."""
-    async with entered(request, case) as (gateway, known, body):
+    async with entered(request, case) as (gateway, known, visit, body):
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise Refused(415, "body", "a compressed body is not read: send it as it is")
@@ -109,6 +109,7 @@ async def infer(request: Request, case: str, version: str = "") -> Response:
         found = await inference.infer(
             gateway,
             known,
+            visit,
             len(body),
             lambda: _tensors(asked.inputs, rest),
             inference.version_of(version),

@@ -16,7 +16,7 @@ from pipelines import objects
 from pipelines.cases.surveying import survey
 from pipelines.errors import ConfigError, PerennialError, Unavailable
 from pipelines.faults import of_disk
-from pipelines.params import EventTimes
+from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import adopt, asked
 from pipelines.settings import Settings
 from serving.gateway.cases import Case, open_case
@@ -130,16 +130,18 @@ class Gateway:
             known = served.get(case.name)
             if case.fields is None:
                 continue
-            times = EventTimes()
+            times, serving = EventTimes(), ServingParams()
             if case.params is not None:
-                times = case.params.times
+                times, serving = case.params.times, case.params.serving
             elif known is not None:
-                times = known.times
+                times, serving = known.times, known.serving
             if known is not None and known.fields == case.fields:
-                known.times = times
+                known.times, known.serving = times, serving
                 continue
             try:
-                fresh = await asyncio.to_thread(open_case, case.fields, times, self.settings, self.bounds, self.metrics)
+                fresh = await asyncio.to_thread(
+                    open_case, case.fields, times, serving, self.settings, self.bounds, self.metrics
+                )
             except (PerennialError, OSError, sqlite3.Error) as error:
                 told = of_disk(error) or error
                 broken[case.name] = str(told)

@@ -6,7 +6,9 @@ The raw stub, not tritonclient's own client: a request is two tensors that were 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from pipelines.channel import OPTIONS, credentials
 from pipelines.errors import Unavailable
 from pipelines.fields import Fields
 from pipelines.parts import Part, together
-from serving.gateway.joining import Call, Lane, Refusal
+from serving.gateway.joining import Call, Lane, Late, Refusal
 from serving.gateway.tracing import handed_on
 
 if TYPE_CHECKING:
@@ -81,21 +83,38 @@ class Triton:
         """Close the channel."""
         await self._channel.close()
 
-    def deadline(self, texts: int = 0) -> float:
+    def deadline(self, texts: int = 0, seconds: float | None = None) -> float:
         """The monotonic time by which a request (of so many texts) that starts now must be answered.
 
-        A minute is the most that texts add.
+        ``seconds`` are the case's own, if it has any. A minute is the most that texts add.
         """
-        return time.monotonic() + self.deadline_seconds + min(texts * self.per_text, MOST_SECONDS)
+        granted = self.deadline_seconds if seconds is None else seconds
+        return time.monotonic() + granted + min(texts * self.per_text, MOST_SECONDS)
 
-    async def score(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
+    async def score(
+        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None = None
+    ) -> list[float]:
         """Scores of one version in the order of the rows, ``fields.outputs`` for each, by ``deadline`` (monotonic).
 
-        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason.
+        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason, and Late
+        before anything is sent if they would not be there when they are ``promised`` (monotonic; None: whoever asks
+        waits until the deadline).
         """
         if len(parts) == 1:  # its rows are in their order: one length has no other
-            return await self._lane(fields, version, parts[0]).ask(_call(parts[0], deadline))
-        return await self._gather(fields, version, parts, deadline)
+            lane = self._lane(fields, version, parts[0])
+            if promised is not None:
+                promised = lane.admit(len(parts[0].rows), promised, deadline)
+            return await lane.ask(_call(parts[0], deadline, promised))
+        if promised is not None:
+            asked: Counter[Lane] = Counter()
+            for part in parts:
+                asked[self._lane(fields, version, part)] += len(part.rows)
+            try:
+                promised = max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
+            except Late as error:
+                error.rows = sum(asked.values())  # all of them are refused
+                raise
+        return await self._gather(fields, version, parts, deadline, promised)
 
     def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
         """The lane of calls that this part may share one with."""
@@ -118,7 +137,9 @@ class Triton:
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
 
-    async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
+    async def _gather(
+        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None
+    ) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -126,7 +147,7 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._lane(fields, version, part).ask(_call(part, deadline))
+                values = await self._lane(fields, version, part).ask(_call(part, deadline, promised))
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -190,8 +211,8 @@ class Triton:
         details = (error.details() or "").partition("\n")[0]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return (
-                f"Triton at {self.address} did not answer for {name} in time (PERENNIAL_GATEWAY_DEADLINE_SECONDS, "
-                f"{self.deadline_seconds:g} s and more for texts)"
+                f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
+                f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
             )
         if _connection_lost(error):
             return (
@@ -206,8 +227,8 @@ class Triton:
         )
 
 
-def _call(part: Part, deadline: float) -> Call:
-    return Call(part.tensors, deadline, handed_on())
+def _call(part: Part, deadline: float, promised: float | None) -> Call:
+    return Call(part.tensors, deadline, handed_on(), math.inf if promised is None else promised)
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
@@ -24,6 +25,7 @@ from serving.gateway.settings import Bounds
 from tests.serving.gateway.world import (
     FIELDS,
     KEY,
+    LABELS,
     PREDICT,
     Scores,
     client,
@@ -306,16 +308,73 @@ def test_one_cases_storm_leaves_room_for_the_others(tmp_path, bounds):
 
     with ExitStack() as inside:
         for _ in range(2):
-            inside.enter_context(door.holding(10, "storm"))
-        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.holding(10, "storm"):
+            inside.enter_context(door.inside("storm", size=10))
+        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.inside("storm", size=10):
             pass
         assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
         for _ in range(2):
-            inside.enter_context(door.holding(10, "calm"))
-        with pytest.raises(Refused, match="try again"), door.holding(10, "third"):
+            inside.enter_context(door.inside("calm", size=10))
+        with pytest.raises(Refused, match="try again"), door.inside("third", size=10):
             pass
-    with door.holding(10, "storm"), door.holding(10, "storm"):
+    with door.inside("storm", size=10), door.inside("storm", size=10):
         pass
+
+
+def test_rows_in_flight_are_bounded_per_worker_and_case(tmp_path):
+    """A case has its share of a worker's rows, all cases together the bound; a request that is alone always gets in."""
+    door = Door(Bounds(auth=False, case_share=0.5, max_pending_rows=20), tmp_path / "key")
+
+    async def run():
+        with ExitStack() as inside:
+
+            async def come(case, rows):
+                await door.rows(inside.enter_context(door.inside(case)), rows)
+
+            await come("storm", 25)
+            with pytest.raises(Refused, match=r"25 rows are being answered.*try again") as refused:
+                await come("calm", 1)
+            assert (refused.value.status, refused.value.rows, refused.value.headers) == (503, 1, {"Retry-After": "1"})
+        with ExitStack() as inside:
+            await come("storm", 6)
+            with pytest.raises(Refused, match="6 rows for storm are being answered"):
+                await come("storm", 5)
+            await come("storm", 4)
+            await come("calm", 10)
+        with door.inside("storm") as visit:
+            await door.rows(visit, 10)
+
+    asyncio.run(run())
+
+
+def test_a_storm_of_rows_is_refused_at_every_door_and_keeps_its_connections(tmp_path):
+    """Beyond its rows a worker answers 503 with Retry-After: whole requests, rows one by one, v2 and labels alike.
+
+    None of them is in the log, and each connection takes the next request.
+    """
+    triton = Held()
+    many = {"rows": some_rows(6)}
+    labels = {"labels": [{"prediction_id": str(number), "label": 1} for number in range(6)]}
+    with (
+        gateway(tmp_path, triton, max_pending_rows=10) as (http, _, _),
+        httpx.Client(base_url=http.base_url, headers=http.headers, limits=httpx.Limits(max_connections=1)) as one,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(http.post, PREDICT, json=many)
+        until(lambda: triton.come == 1)
+        assert one.get("/healthz").status_code == 200
+        [connection] = one._transport._pool.connections
+        for path, asked in ((PREDICT, many), (f"{PREDICT}?partial=true", many), (LABELS, labels)):
+            more = one.post(path, json=asked)
+            assert (more.status_code, more.headers["retry-after"]) == (503, "1"), path
+            assert "6 rows are being answered: try again" in more.json()["error"]
+            assert "connection" not in more.headers
+        assert one._transport._pool.connections == [connection]
+        triton.go.set()
+        assert first.result().status_code == 200
+        assert one.post(PREDICT, json=many).status_code == 200
+        assert counted(http, "refused_rows_total", case="loans", reason="busy") == 18
+        assert counted(http, "log_lines_total", case="loans", kind="predictions") == 12
+        assert counted(http, "labels_total", case="loans") == 0
 
 
 class Slow(Scores):

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import yaml
 
 from pipelines.cases import load_fields
 from serving.gateway import cases as gateway_cases
@@ -198,6 +199,25 @@ def _one_is_answered_late(root, settings, triton, change, answers):
         one.join()
         folder = settings.prediction_log / "desk" / "predictions"
         until(lambda: not list(folder.glob("*.open")))
+
+
+def test_a_case_has_a_deadline_of_its_own(world):
+    """A case's ``serving.deadline_seconds`` holds from the next look at its parameters, and for that case alone."""
+    root, settings, _ = world
+    slow = Held()
+    with fake_triton(servicer=slow) as (_, port):
+        settings = settings.model_copy(update={"triton_grpc": f"127.0.0.1:{port}"})
+        release(settings, 1, case="shop")
+        with client(settings, **FAST, deadline_seconds=20) as http:
+            path = root / "desk" / "params.yaml"
+            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"serving": {"deadline_seconds": 0.2}}))
+            time.sleep(0.5)  # several looks
+            begun = time.monotonic()
+            late = ask(http, "desk")
+            assert time.monotonic() - begun < 5
+            assert (late.status_code, "serving.deadline_seconds" in late.json()["error"]) == (503, True)
+            threading.Timer(1.0, slow.may.set).start()
+            assert ask(http, "shop").status_code == 200
 
 
 def test_a_log_that_cannot_be_written_is_tried_again(world, monkeypatch):
