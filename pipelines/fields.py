@@ -367,7 +367,7 @@ class Fields:
         """How many columns the ``numeric`` tensor has."""
         return len(self.numeric) + sum(vector.size for vector in self.vectors)
 
-    @property
+    @cached_property
     def text(self) -> Text | None:
         """The text field, if the case has one."""
         return next((field for field in self.fields if isinstance(field, Text)), None)
@@ -377,12 +377,12 @@ class Fields:
         """Whether the model is given the tensors of a table: it is, unless its only feature is a text."""
         return any(not isinstance(field, Text) for field in self.features)
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """Scores per row: the probability of the positive class, one per class, or the predicted number."""
         return len(self.classes) or 1
 
-    @property
+    @cached_property
     def answers(self) -> tuple[float, float]:
         """The least and the largest score that a model can give, as a float32 holds them."""
         if self.number is None:

@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,6 +98,7 @@ def refusal(scope: Scope, known: Collection[str], trusted: Collection[str]) -> t
     return None
 
 
+@lru_cache(maxsize=1024)
 def authority(text: str) -> tuple[str, int | None] | None:
     """Host and port of ``host``, ``host:port``, ``[IPv6]`` or ``[IPv6]:port``, in one spelling; None for all else."""
     found = _AUTHORITY.fullmatch(text)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Self
 
 from pipelines.fields import Fields
 from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import EVERY, Stamp, adopt, asked
 from pipelines.settings import Settings
+from serving.gateway.cache import Kept
 from serving.gateway.identity import Index
 from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
@@ -25,9 +27,9 @@ log = logging.getLogger(__name__)
 class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
-    ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case;
-    ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who uses the index or
-    appends to the prediction log.
+    ``route`` is what the ledger said last (None: no champion); ``standing_in`` says who answers in the champion's place
+    ("": nobody); ``users`` counts the requests that are using the case; ``asked`` is the newest request to close its
+    segments that was followed. ``alone`` is held by who uses the index or appends to the prediction log.
     """
 
     fields: Fields
@@ -40,16 +42,35 @@ class Case:
     refusals_log: Log
     index: Index
     route: Route | None = None
-    falling_back: bool = False
+    standing_in: str = ""
+    kept: Kept | None = None
     users: int = 0
     asked: Stamp = None
     refused: Tally = field(default_factory=Tally)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def __enter__(self) -> Self:
+        """One request uses it."""
+        self.users += 1
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Its answer is given."""
+        self.users -= 1
+
     @property
     def name(self) -> str:
         """The case's name."""
         return self.fields.case
+
+    def cache(self) -> Kept | None:
+        """The scores that are kept as the case declares it now; None: none are. A changed declaration begins anew."""
+        declared = self.serving.cache
+        if declared is None:
+            self.kept = None
+        elif self.kept is None or self.kept.declared != declared:
+            self.kept = Kept(declared)
+        return self.kept
 
     @property
     def logs(self) -> tuple[Log, Log, Log]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -25,6 +25,36 @@ _TURNS = itertools.count()
 
 The loop's clock stands still while it takes up connections that came together.
 """
+
+
+class _HeadWithBody:
+    """The transport of one answer, whose head goes with the first bytes of its body.
+
+    Each alone would be a packet of its own, and would wake the client for itself.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._begun = False
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; the head waits for the next ones."""
+        if self._begun or data.startswith(b"HTTP/1.1 100 "):  # which says that a body may come
+            self._transport.write(self._head + data if self._head else data)
+            self._head = b""
+        else:
+            self._begun, self._head = True, data
+
+    def close(self) -> None:
+        """Close the connection when all is sent."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or will be."""
+        return self._transport.is_closing()
 
 
 class Connection(HttpToolsProtocol):
@@ -100,6 +130,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.transport = cast("asyncio.Transport", _HeadWithBody(cycle.transport))
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

@@ -1,46 +1,84 @@
 """The routes that every row goes through, without the layers of a framework: they cost as much as all of our own work.
 
-FastAPI has the same functions, for the document that it makes of them; whatever is asked otherwise goes on to it.
+FastAPI has the same functions, for the document that it makes of them; whatever is asked otherwise is its to answer.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
-from pipelines.errors import PerennialError
+from pipelines import hosts
+from serving.gateway import tracing
+from serving.gateway.protections import header
+from serving.gateway.refusal import JSON, Refused, body, refusal
 
-Endpoint = Callable[[Request, str], Awaitable[Response]]
-Refuse = Callable[[Request, Exception], Awaitable[Response]]
+if TYPE_CHECKING:
+    from serving.gateway.state import Gateway
+
+Endpoint = Callable[["Gateway", str, Scope, Receive], Awaitable[bytes]]
+"""The JSON that a request for a case is answered. Raises what :func:`serving.gateway.refusal.refusal` tells of."""
+
+TRACEPARENT = tracing.TRACEPARENT.encode()
+UNFRAMED = (
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),  # a refusal is never taken for a page
+)
+"""Of every answer: a page that frames /docs could have its visitors press the buttons."""
+_JSON = (b"content-type", JSON.encode())
 
 
-class Direct:
-    """Answers POST to ``/v1/cases/{case}/<name>`` for each name of ``endpoints``; everything else is ``app``'s."""
+class Application(FastAPI):
+    """FastAPI, but for POST to ``/v1/cases/{case}/<name>`` for each name of ``direct``, which it never sees."""
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint], refuse: Refuse) -> None:
-        """``endpoints`` are given the request and the case, ``refuse`` answers what they raise."""
-        self._app = app
-        self._endpoints = {f"/v1/cases/{{case}}/{name}": endpoint for name, endpoint in endpoints.items()}
-        self._refuse = refuse
+    direct: Mapping[str, Endpoint]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        parts = scope["path"].split("/") if scope["type"] == "http" and scope["method"] == "POST" else []
-        if len(parts) != 5 or not parts[3] or scope.get("root_path"):
-            await self._app(scope, receive, send)
-            return
-        case, parts[3] = parts[3], "{case}"
-        endpoint = self._endpoints.get(route := "/".join(parts))
-        if endpoint is None:
-            await self._app(scope, receive, send)
-            return
-        scope["path_params"], scope["route_path"] = {"case": case}, route
-        request = Request(scope, receive)
-        try:
-            response = await endpoint(request, case)
-        except PerennialError as error:
-            response = await self._refuse(request, error)
-        await response(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
+            parts = scope["path"].split("/")
+            if len(parts) == 5 and parts[1] == "v1" and parts[2] == "cases" and parts[3] and parts[4] in self.direct:
+                await self._answer(parts[3], parts[4], scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+    async def _answer(self, case: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway: Gateway = self.state.gateway
+        counted = case if case in gateway.cases else ""
+        began = time.perf_counter()
+        status = 500
+        parent = header(scope, TRACEPARENT)
+        with tracing.request(f"POST {scope['path']}", parent) as course:
+            try:
+                _check_host(gateway, scope)
+                content = await self.direct[name](gateway, case, scope, receive)
+                status, more = 200, []
+            except Exception as error:  # noqa: BLE001 - every error is an answer
+                told = refusal(gateway.metrics, counted, error)
+                content = body(told.text, told.field, told.row)
+                status = told.status
+                more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
+            finally:
+                gateway.metrics.answered(counted, name, status, time.perf_counter() - began)
+            length = (b"content-length", b"%d" % len(content))
+            timing = (b"server-timing", course.server_timing().encode())
+            head = [length, _JSON, *more, *UNFRAMED, timing]
+            await send({"type": "http.response.start", "status": status, "headers": head})
+            await send({"type": "http.response.body", "body": content})
+
+
+def _check_host(gateway: Gateway, scope: Scope) -> None:
+    turned_away = hosts.refusal(scope, *names(gateway))
+    if turned_away is not None:
+        status, text = turned_away
+        raise Refused(status, "host", text, rows=0)
+
+
+def names(gateway: Gateway) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that the gateway is known by, and those whose pages may write to it."""
+    return hosts.of_urls(gateway.settings.gateway_url), hosts.listed(gateway.settings.allowed_hosts)

@@ -107,11 +107,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
             caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.inside(case.name, caller, size) as visit:
+            with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
+                place.hold(size)
                 found = await inference.infer(
                     gateway,
                     case,
-                    visit,
+                    place,
                     size,
                     lambda: _tensors(request),
                     inference.version_of(request.model_version),
@@ -140,8 +141,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             more = () if wait is None else (("retry-after", wait),)
             await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text, more)
         finally:
-            metrics.requests.labels(case, route, status).inc()
-            metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            metrics.answered(case, route, status, time.perf_counter() - began)
 
 
 def _tensors(request: Any) -> list[Tensor]:
@@ -170,6 +170,7 @@ def _reply(found: inference.Inferred, given: str) -> Any:
         id=given or found.request_id,
         outputs=[tensor(name=one.name, datatype=one.datatype, shape=[len(one.values)]) for one in found.outputs],
         raw_output_contents=[one.raw() for one in found.outputs],
+        parameters={name: pb.InferParameter(bool_param=value) for name, value in found.parameters.items()},
     )
 
 

@@ -144,14 +144,15 @@ class Lane:
         return scores
 
     async def _wait(self, call: Call) -> list[float]:
-        waiting = _Waiting(call, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(call, loop.create_future())
         self._waiting.append(waiting)
         self._rows += call.rows
-        left = call.deadline - self._clock()
+        late = loop.call_later(max(0.0, call.deadline - self._clock()), _too_late, waiting.answer)
         try:
-            return await asyncio.wait_for(waiting.answer, max(0.0, left))
-        except TimeoutError:
-            raise Unavailable("Triton did not answer in time: as many rows as it can score were before these") from None
+            return await waiting.answer
+        finally:
+            late.cancel()
 
     def _go_on(self) -> None:
         """Send what waits, in a task of its own: whoever asked first has an answer."""
@@ -200,6 +201,12 @@ class Lane:
                 if not one.answer.done():
                     one.answer.set_result(scores[start:end])
                 start = end
+
+
+def _too_late(answer: asyncio.Future[list[float]]) -> None:
+    if not answer.done():
+        text = "Triton did not answer in time: as many rows as it can score were before these"
+        answer.set_exception(Unavailable(text))
 
 
 def _joined(calls: Sequence[Call]) -> Call:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -17,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
+M = TypeVar("M", Counter, Histogram)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PREFIX = "perennial_gateway_"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, which nobody reads
@@ -32,16 +35,24 @@ class Metrics:
             _forget_dead_workers(Path(self._folder))
         self._age: Callable[[], float] | None = None
         self.requests = self._counter("requests", "requests answered", "case", "route", "status")
-        self.seconds = Histogram(
-            f"{_PREFIX}request_seconds",
-            "time to the last byte of the answer",
-            ["route"],
-            buckets=_BUCKETS,
-            registry=self.registry,
+        self.seconds = _kept(
+            Histogram(
+                f"{_PREFIX}request_seconds",
+                "time to the last byte of the answer",
+                ["route"],
+                buckets=_BUCKETS,
+                registry=self.registry,
+            )
         )
         self.rows = self._counter("rows", "rows scored and logged, by the version that answered", "case", "version")
         self.repeated = self._counter(
             "repeated_rows", "rows answered from the log because their prediction_id was known", "case"
+        )
+        self.cached = self._counter(
+            "cached_rows", "rows answered with a score that their version gave before, where a case keeps any", "case"
+        )
+        self.defaults = self._counter(
+            "default_rows", "rows answered and logged with the case's declared default, as no release could", "case"
         )
         self.labels = self._counter("labels", "labels logged", "case")
         self.refused = self._counter(
@@ -74,10 +85,15 @@ class Metrics:
         )
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(_PREFIX + name, about, labels, registry=self.registry)
+        return _kept(Counter(_PREFIX + name, about, labels, registry=self.registry))
 
     def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
         return Gauge(_PREFIX + name, about, labels, registry=self.registry, multiprocess_mode="livemax")
+
+    def answered(self, case: str, route: str, status: int, seconds: float) -> None:
+        """Count a request, whatever became of it; ``case`` is empty if there is none of its name."""
+        self.requests.labels(case, route, status).inc()
+        self.seconds.labels(route).observe(seconds)
 
     def forget(self, case: str) -> None:
         """A case that is served no more has no champion, and nothing is wrong with it."""
@@ -109,6 +125,12 @@ class Metrics:
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody, self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(everybody)
+
+
+def _kept(metric: M) -> M:
+    """The metric, whose children are found at once: to look for one takes longer than to count."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric
 
 
 def _forget_dead_workers(folder: Path) -> None:

@@ -312,6 +312,13 @@ def _reply(fields: Fields) -> Json:
         "prediction_id": {"type": "string"},
         "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
         "prediction": prediction,
+        "default": {
+            "type": "boolean",
+            "description": (
+                "only where it is true: no version could answer, this is what the case declares for then, and the "
+                "version is 0"
+            ),
+        },
     }
     answer: Json = {"prediction_id": FIRST, "version": 1, "prediction": _example_of(fields, 0)}
     if fields.number is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -12,14 +12,18 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from pipelines.contracts import DEFAULT, ELSEWHERE
 from pipelines.encoding import Columns
 from pipelines.errors import Unavailable
 from pipelines.fields import EVENT_TIME
+from pipelines.problems import default_scores
 from serving.gateway import refusals
+from serving.gateway.cache import keys
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer, digest, microseconds
+from serving.gateway.joining import Late
 from serving.gateway.log import Position
-from serving.gateway.protections import Visit
+from serving.gateway.protections import Place
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
@@ -44,15 +48,17 @@ class Line(msgspec.Struct, gc=False):
     row: Any
     scores: list[float] | UnsetType = UNSET
     traceparent: str | UnsetType = UNSET
+    outcome: str | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
-    """One row of the reply; a number has no score beside it."""
+    """One row of the reply; a number has no score beside it, and ``default`` is there where it is true."""
 
     prediction_id: str
     version: int
     prediction: int | str | float
     score: float | UnsetType = UNSET
+    default: bool | UnsetType = UNSET
 
 
 class Reply(msgspec.Struct, gc=False):
@@ -101,19 +107,22 @@ KEPT = 0.7
 
 The pace that it is held against is a mean, and log and reply follow.
 """
+INLINE_ROWS = 1000
+"""Of so many rows the keys of kept scores are made where they are read: in a few milliseconds."""
+PREVIOUS = "the previous release"
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
 
 
-async def predict(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
+async def predict(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
     """The reply, as JSON, to the body of a predict request. Raises what :func:`answer` raises."""
-    request_id, answers = await answer(gateway, case, visit, body)
+    request_id, answers = await answer(gateway, case, place, body)
     return await gateway.apart(len(body), _reply, case, request_id, answers)
 
 
 async def answer(
-    gateway: Gateway, case: Case, visit: Visit, body: bytes, only: int | None = None
+    gateway: Gateway, case: Case, place: Place, body: bytes, only: int | None = None
 ) -> tuple[str, list[Answer]]:
     """An id of the request and the answers to its rows: each of them is in the log, with exactly this answer.
 
@@ -121,12 +130,12 @@ async def answer(
     must change, Unavailable if nobody can answer now; nothing is logged then.
     """
     received = datetime.now(UTC)
-    request_id = uuid.uuid4().hex
+    request_id = os.urandom(16).hex()
     if only is not None:
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
         rows, asked = await _taken(gateway, case, body, received, _read)
-        await gateway.door.rows(visit, len(rows))
+        await place.rows(len(rows))
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
@@ -168,19 +177,22 @@ async def _fresh(
             raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
         found = {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
-        gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
+        if version == ELSEWHERE:
+            gateway.metrics.defaults.labels(case.name).inc(len(fresh) - len(raced))
+        else:
+            gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
     return found
 
 
-async def predict_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> bytes:
+async def predict_each(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
     """The reply, as JSON, to a predict request whose rows are answered one by one."""
-    request_id, found = await answer_each(gateway, case, visit, body)
+    request_id, found = await answer_each(gateway, case, place, body)
     return await gateway.apart(len(body), _reply_each, case, request_id, found)
 
 
-async def answer_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -> tuple[str, list[Answer | Refused]]:
+async def answer_each(gateway: Gateway, case: Case, place: Place, body: bytes) -> tuple[str, list[Answer | Refused]]:
     """An id of the request and what becomes of each row: its answer, which is in the log, or why it is refused.
 
     A row that is not as declared, or whose id belongs to another one, keeps no other from being answered. Raises
@@ -188,10 +200,10 @@ async def answer_each(gateway: Gateway, case: Case, visit: Visit, body: bytes) -
     then.
     """
     received = datetime.now(UTC)
-    request_id = uuid.uuid4().hex
+    request_id = os.urandom(16).hex()
     with phase("read"):
         rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
-        await gateway.door.rows(visit, len(rows) + len(unfit))
+        await place.rows(len(rows) + len(unfit))
     asked: dict[str, Row] = {}
     for row in rows:
         if row.digest:
@@ -298,9 +310,11 @@ def _reply_each(case: Case, request_id: str, found: Sequence[Answer | Refused]) 
 
 def _answer_rows(case: Case, found: Sequence[Answer]) -> list[AnswerRow]:
     if case.fields.number is not None:
-        return [AnswerRow(answer.id, answer.version, answer.score) for answer in found]
+        return [AnswerRow(one.id, one.version, one.score, UNSET, one.by_default or UNSET) for one in found]
     names = case.fields.classes or (0, 1)
-    return [AnswerRow(answer.id, answer.version, names[int(answer.prediction)], answer.score) for answer in found]
+    return [
+        AnswerRow(one.id, one.version, names[int(one.prediction)], one.score, one.by_default or UNSET) for one in found
+    ]
 
 
 def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
@@ -308,7 +322,7 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     moment = item.event_time
     own_id = item.prediction_id is UNSET
     given = None if moment is UNSET else moment.astimezone(UTC)
-    name = uuid.uuid4().hex if own_id else item.prediction_id
+    name = os.urandom(16).hex() if own_id else item.prediction_id
     # Unset fields are not encoded: what is left of the item is the row of the log.
     item.prediction_id = item.event_time = UNSET
     return Row(
@@ -331,6 +345,7 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
     now = microseconds(received)
     outputs = case.fields.outputs
     number = case.fields.number is not None
+    by_default = version == ELSEWHERE
     if outputs == 1:
         return [
             (
@@ -343,6 +358,7 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
                     version,
                     score if number else int(score >= 0.5),
                     score,
+                    by_default,
                 ),
                 UNSET,
             )
@@ -352,9 +368,8 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
     for row, start in zip(rows, range(0, len(scores), outputs), strict=True):
         own = list(scores[start : start + outputs])
         best = max(own)
-        answer = Answer(
-            row.id, row.digest, now if row.given is None else row.given, now, version, own.index(best), best
-        )
+        moment = now if row.given is None else row.given
+        answer = Answer(row.id, row.digest, moment, now, version, own.index(best), best, by_default)
         scored.append((row, answer, own))
     return scored
 
@@ -394,11 +409,28 @@ def _conflict(row: Row, count: int) -> Refused:
 async def _score(
     gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
 ) -> tuple[int, list[float]]:
-    """The version that answered and its scores.
+    """The version that answered and its scores: the champion's, the previous release's, or ``ELSEWHERE`` and a default.
 
-    The champion's, or while it does not answer, the previous release's (with its own encoding), unless ``only`` one
-    version may answer. Raises Late if more rows wait than can be answered as is promised, by whichever release: it is
-    one Triton.
+    Raises what :func:`_released` raises if the case declares no default, or ``only`` one version may answer.
+    """
+    try:
+        return await _released(gateway, case, columns, only, received)
+    except (Unavailable, Late) as error:
+        scores = default_scores(case.fields, case.serving.default)
+        if scores is None or only is not None:
+            raise
+        if isinstance(error, Unavailable):  # who is late is no news, and the next one may be in time
+            _flag(gateway, case, "the declared default", str(error))
+        return ELSEWHERE, [*scores] * len(columns[EVENT_TIME])
+
+
+async def _released(
+    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
+) -> tuple[int, list[float]]:
+    """The champion's scores, or while it does not answer, the previous release's (with its own encoding).
+
+    Raises Unavailable if neither can answer, and Late if more rows wait than can be answered as is promised, by
+    whichever release: it is one Triton.
     """
     champion, previous = gateway.routing.versions(case.name, case.route, only)
     texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
@@ -414,9 +446,9 @@ async def _score(
             scores = await _scored_by(gateway, case, previous, columns, deadline, promised)
         except Unavailable:
             raise error from None
-        _flag(gateway, case, str(error))
+        _flag(gateway, case, PREVIOUS, str(error))
         return previous.number, scores
-    _flag(gateway, case, "")
+    _flag(gateway, case, "", "")
     return champion.number, scores
 
 
@@ -435,21 +467,42 @@ def _promised(p99_ms: float | None, received: datetime, deadline: float) -> floa
 async def _scored_by(
     gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
 ) -> list[float]:
+    """A version's scores of rows: those that are kept, and of the others Triton's."""
+    kept = case.cache()
+    if kept is None:
+        return await _asked(gateway, case, version, columns, deadline, promised)
+    count = len(columns[EVENT_TIME])
+    if count > INLINE_ROWS:
+        known = await in_thread(keys, case.fields, columns)
+    else:
+        known = keys(case.fields, columns)
+    found = kept.find(version.number, known)
+    missing = [place for place, scores in enumerate(found) if scores is None]
+    gateway.metrics.cached.labels(case.name).inc(count - len(missing))
+    if missing:
+        rest = {name: tuple(values[place] for place in missing) for name, values in columns.items()}
+        fresh = await _asked(gateway, case, version, rest, deadline, promised)
+        each = kept.keep(version.number, [known[place] for place in missing], fresh)
+        for place, scores in zip(missing, each, strict=True):
+            found[place] = scores
+    return [score for scores in found if scores is not None for score in scores]
+
+
+async def _asked(
+    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
+) -> list[float]:
     with phase("encode"):
         parts = await version.parts(columns)
     with phase("triton"):
         return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
-def _flag(gateway: Gateway, case: Case, why: str) -> None:
-    """Say once, in log and metric, when the previous release starts and stops to stand in."""
-    if case.falling_back != bool(why):
-        case.falling_back = bool(why)
-        gateway.metrics.fallback.labels(case.name).set(int(case.falling_back))
-        now = "the champion answers again"
-        if why:
-            now = f"the previous release answers: {why}"
-        log.warning("%s: %s", case.name, now)
+def _flag(gateway: Gateway, case: Case, who: str, why: str) -> None:
+    """Say once, in log and metric, when somebody starts and stops to stand in for the champion."""
+    if case.standing_in != who:
+        case.standing_in = who
+        gateway.metrics.fallback.labels(case.name).set(int(who == PREVIOUS))
+        log.warning("%s: %s", case.name, f"{who} answers: {why}" if who else "the champion answers again")
 
 
 def _log(
@@ -498,6 +551,7 @@ def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> byte
                 row.item,
                 scores,
                 parent,
+                DEFAULT if answer.by_default else UNSET,
             )
             for row, answer, scores in fresh
         ]

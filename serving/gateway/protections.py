@@ -7,17 +7,17 @@ import hmac
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from limits import parse
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from pydantic import SecretStr
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 from pipelines.errors import ConfigError
 from serving.gateway.connections import RETRY_SECONDS
@@ -43,15 +43,6 @@ class Load:
     rows: int = 0
 
 
-@dataclass(slots=True)
-class Visit:
-    """One request inside, for ``case``: whose rate it counts to, and what it holds until it is answered."""
-
-    case: str
-    caller: str = ""
-    held: Load = field(default_factory=Load)
-
-
 class Door:
     """Checks what stands before every request for a case. Keys are kept as hashes only."""
 
@@ -70,7 +61,7 @@ class Door:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._shared = None if shared is None else shared_limiter(shared.get_secret_value())
         self._rests_until = 0.0
-        self._rate = parse(bounds.rate)
+        self.rate = parse(bounds.rate)
         self._bounds = bounds
         self._told = told
         self._all = Load()
@@ -90,34 +81,16 @@ class Door:
                     401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"}
                 )
             caller = given.hex()
-        if not await self._hit(caller, 1):
-            raise self._above()
+        if not await self.hit(caller, 1):
+            raise self.above()
         return caller
 
-    async def rows(self, visit: Visit, count: int) -> None:
-        """Let in the ``count`` rows of a request that was read; a request counts as one before.
+    def above(self, rows: int = 1) -> Refused:
+        """The refusal of so many rows that are above their caller's rate."""
+        headers = {"Retry-After": str(self.rate.get_expiry())}
+        return Refused(429, "rate", f"more rows than {self.rate}: wait a moment", rows=rows, headers=headers)
 
-        Raises Refused: 429 above its caller's rate, 422 for more rows than the rate ever lets in, 503 beyond what a
-        worker takes at a time. A request that is alone may have as many rows as any.
-        """
-        if count > self._rate.amount:
-            text = f"{count} rows are more than the rate of {self._rate} lets in at all: send fewer in a request"
-            raise Refused(422, "too_many", text, rows=count)
-        bound = self._bounds.max_pending_rows
-        own = self._cases[visit.case]
-        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
-            if load.rows and load.rows + count > most:
-                raise _busy(f"{load.rows} rows {_of(whose)}are being answered", rows=count)
-        for load in (self._all, own, visit.held):
-            load.rows += count
-        if count > 1 and not await self._hit(visit.caller, count - 1):
-            raise self._above(count)
-
-    def _above(self, rows: int = 1) -> Refused:
-        headers = {"Retry-After": str(self._rate.get_expiry())}
-        return Refused(429, "rate", f"more rows than {self._rate}: wait a moment", rows=rows, headers=headers)
-
-    async def _hit(self, caller: str, rows: int) -> bool:
+    async def hit(self, caller: str, rows: int) -> bool:
         """Count ``rows`` to a caller's rate; those of a request that it does not let in do not count.
 
         A Redis that is away costs nobody an answer: each worker then counts its own for a while.
@@ -135,64 +108,114 @@ class Door:
         return await self._counted(self._limiter, caller, rows)
 
     async def _counted(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
-        if rows > 1 and not await limiter.test(self._rate, caller, cost=rows):
+        if rows > 1 and not await limiter.test(self.rate, caller, cost=rows):
             return False
-        return await limiter.hit(self._rate, caller, cost=rows)
+        return await limiter.hit(self.rate, caller, cost=rows)
 
-    @contextmanager
-    def inside(self, case: str, caller: str = "", size: int = 0) -> Iterator[Visit]:
-        """A request for ``case`` that is being answered until the block ends; ``size`` bytes of it are here already.
+    def place(self, case: str, caller: str = "") -> Place:
+        """A request of ``caller`` for ``case``, until the block ends.
 
-        Raises Refused (503) beyond what a worker takes at a time, of all cases and of one.
+        Raises Refused (503) beyond what a worker takes at a time.
         """
-        bound = self._bounds.max_requests
-        own = self._cases[case]
-        for whose, load, most in (("", self._all, bound), (case, own, max(1, int(bound * self._bounds.case_share)))):
-            if load.requests >= most:
-                raise _busy(f"{load.requests} requests {_of(whose)}are being answered")
-        visit = Visit(case, caller)
-        self._all.requests += 1
-        own.requests += 1
+        return Place(self, self._bounds, case, caller)
+
+    def loads(self, case: str) -> tuple[Load, Load]:
+        """What is being answered for all cases, and for one."""
+        return self._all, self._cases[case]
+
+    def tell(self) -> None:
+        """Tell how many requests are inside."""
         self._told(self._all.requests)
-        try:
-            self._hold(visit, size)
-            yield visit
-        finally:
-            for load in (self._all, own):
-                load.requests -= 1
-                load.size -= visit.held.size
-                load.rows -= visit.held.rows
-            self._told(self._all.requests)
 
-    def _hold(self, visit: Visit, size: int) -> None:
-        bound = self._bounds.max_pending_bytes
-        own = self._cases[visit.case]
-        for whose, load, most in (("", self._all, bound), (visit.case, own, int(bound * self._bounds.case_share))):
-            if load.size + size > most:
-                raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
-        for load in (self._all, own, visit.held):
-            load.size += size
 
-    async def body(self, request: Request, visit: Visit) -> bytes:
-        """The body of a request that is inside.
+class Place:
+    """A request that is being answered until the block ends, and what it holds of a worker's bounds."""
 
-        Raises Refused: 413 as soon as it is known to be too long, without reading on; 503 beyond the bytes that a
-        worker takes at a time.
+    __slots__ = ("_all", "_bounds", "_caller", "_case", "_door", "_own", "_rows", "_size")
+
+    def __init__(self, door: Door, bounds: Bounds, case: str, caller: str) -> None:
+        self._door = door
+        self._bounds = bounds
+        self._case = case
+        self._caller = caller
+        self._all, self._own = door.loads(case)
+        self._size = 0
+        self._rows = 0
+
+    def __enter__(self) -> Self:
+        """Take the place. Raises Refused (503)."""
+        most = self._bounds.max_requests
+        if self._all.requests >= most:
+            raise _busy(f"{self._all.requests} requests are being answered")
+        if self._own.requests >= max(1, int(most * self._bounds.case_share)):
+            raise _busy(f"{self._own.requests} requests for {self._case} are being answered")
+        self._all.requests += 1
+        self._own.requests += 1
+        self._door.tell()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Give it back."""
+        for load in (self._all, self._own):
+            load.requests -= 1
+            load.size -= self._size
+            load.rows -= self._rows
+        self._door.tell()
+
+    def hold(self, size: int) -> None:
+        """Take room for bytes. Raises Refused (503)."""
+        most = self._bounds.max_pending_bytes
+        if self._all.size + size > most:
+            raise _busy("as many bytes as fit are being answered")
+        if self._own.size + size > int(most * self._bounds.case_share):
+            raise _busy(f"as many bytes for {self._case} as fit are being answered")
+        self._all.size += size
+        self._own.size += size
+        self._size += size
+
+    async def rows(self, count: int) -> None:
+        """Take room for the rows of the request, which was read, and count them to its caller's rate.
+
+        A request counts as one before. Raises Refused: 429 above the rate, 422 for more rows than the rate ever lets
+        in, 503 beyond what a worker takes at a time. A request that is alone may have as many rows as any.
+        """
+        if count > self._door.rate.amount:
+            text = f"{count} rows are more than the rate of {self._door.rate} lets in at all: send fewer in a request"
+            raise Refused(422, "too_many", text, rows=count)
+        most = self._bounds.max_pending_rows
+        if self._all.rows and self._all.rows + count > most:
+            raise _busy(f"{self._all.rows} rows are being answered", rows=count)
+        if self._own.rows and self._own.rows + count > int(most * self._bounds.case_share):
+            raise _busy(f"{self._own.rows} rows for {self._case} are being answered", rows=count)
+        self._all.rows += count
+        self._own.rows += count
+        self._rows += count
+        if count > 1 and not await self._door.hit(self._caller, count - 1):
+            raise self._door.above(count)
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of an ASGI request.
+
+        Raises Refused: 413 as soon as it is known to be too long, without reading on.
         """
         most = self._bounds.max_body_bytes
-        declared = request.headers.get("content-length", "")
+        declared = header(scope, b"content-length")
         length = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
         if length > most:
             raise self._too_long(close=length > 8 * most)
         parts: list[bytes] = []
-        try:
-            async for part in request.stream():
-                self._hold(visit, len(part))
-                if visit.held.size > most:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                text = "the client went away while sending, or did not send in time"
+                raise Refused(400, "disconnected", text)
+            more = message.get("more_body", False)
+            if part := message.get("body", b""):
+                if self._size + len(part) > most:
                     raise self._too_long(close=True)
+                self.hold(len(part))
                 parts.append(part)
-        except ClientDisconnect as error:
-            raise Refused(400, "disconnected", "the client went away while sending, or did not send in time") from error
         return b"".join(parts)
 
     def _too_long(self, *, close: bool) -> Refused:
@@ -206,8 +229,13 @@ class Door:
         )
 
 
-def _of(case: str) -> str:
-    return f"for {case} " if case else ""
+def header(scope: Scope, name: bytes) -> str:
+    """The first value of a header, named in small letters; empty if there is none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
 
 
 def _busy(what: str, rows: int = 1) -> Refused:

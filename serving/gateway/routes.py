@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
+from starlette.types import Receive, Scope
 
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PARTIAL, PREDICT
 from serving.gateway.predict import predict, predict_each
-from serving.gateway.protections import HEADER, Visit
+from serving.gateway.protections import HEADER, header
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
 from serving.gateway.rows import check_times, read
 from serving.gateway.state import Gateway
 
 router = APIRouter()
+_KEY = HEADER.encode()
 _encoder = msgspec.json.Encoder()
 
 
@@ -34,10 +34,17 @@ async def predict_rows(request: Request, case: str) -> Response:
     a number is predicted, the prediction is that number, and there is no score. A row that is refused refuses all rows
     of its request, but with partial=true.
     """
-    async with entered(request, case) as (gateway, known, visit, body):
-        if _one_by_one(request.scope["query_string"]):
-            return Response(await predict_each(gateway, known, visit, body), media_type=JSON)
-        return Response(await predict(gateway, known, visit, body), media_type=JSON)
+    return Response(await predicted(request.app.state.gateway, case, request.scope, request.receive), media_type=JSON)
+
+
+async def predicted(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
+    """The answer of :func:`predict_rows`."""
+    caller = await admitted(gateway, scope)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        body = await place.read(scope, receive)
+        if _one_by_one(scope["query_string"]):
+            return await predict_each(gateway, case, place, body)
+        return await predict(gateway, case, place, body)
 
 
 def _one_by_one(query: bytes) -> bool:
@@ -57,13 +64,20 @@ async def post_labels(request: Request, case: str) -> Response:
     Ids are not looked up: a label may arrive before its row was compacted, or after its row was archived.
     A label without a row is joined to nothing.
     """
-    async with entered(request, case) as (gateway, known, visit, body):
-        lines, count = await gateway.apart(len(body), _label_lines, known, body, datetime.now(UTC))
-        await gateway.door.rows(visit, count)
-        known.labels_log.append(lines)
-        gateway.metrics.log_lines.labels(known.name, "labels").inc(count)
-        gateway.metrics.labels.labels(known.name).inc(count)
-    return Response(_encoder.encode({"accepted": count}), media_type=JSON)
+    return Response(await labelled(request.app.state.gateway, case, request.scope, request.receive), media_type=JSON)
+
+
+async def labelled(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
+    """The answer of :func:`post_labels`."""
+    caller = await admitted(gateway, scope)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        body = await place.read(scope, receive)
+        lines, count = await gateway.apart(len(body), _label_lines, case, body, datetime.now(UTC))
+        await place.rows(count)
+        case.labels_log.append(lines)
+        gateway.metrics.log_lines.labels(name, "labels").inc(count)
+        gateway.metrics.labels.labels(name).inc(count)
+    return _encoder.encode({"accepted": count})
 
 
 @router.get("/healthz")
@@ -112,11 +126,7 @@ def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, in
     return _encoder.encode_lines(lines), len(lines)
 
 
-@asynccontextmanager
-async def entered(request: Request, name: str) -> AsyncIterator[tuple[Gateway, Case, Visit, bytes]]:
-    """What stands before every route of a case: key, rate, case, body. The case stays as it is until it is answered."""
-    gateway: Gateway = request.app.state.gateway
-    address = request.client.host if request.client else ""
-    caller = await gateway.door.admit(request.headers.get(HEADER, ""), address)
-    with gateway.using(name) as case, gateway.door.inside(case.name, caller) as visit:
-        yield gateway, case, visit, await gateway.door.body(request, visit)
+async def admitted(gateway: Gateway, scope: Scope) -> str:
+    """Whose rate a request counts to. Raises Refused if its sender has no key, or sends too often."""
+    client = scope.get("client")
+    return await gateway.door.admit(header(scope, _KEY), client[0] if client else "")

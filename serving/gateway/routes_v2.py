@@ -13,7 +13,7 @@ from serving.gateway import inference, tensors
 from serving.gateway.inference import Inferred
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
-from serving.gateway.routes import entered
+from serving.gateway.routes import admitted
 from serving.gateway.state import Gateway
 from serving.gateway.tensors import Tensor
 
@@ -100,7 +100,10 @@ async def model(request: Request, case: str, version: str = "") -> Response:
 @router.post(VERSION + "/infer")
 async def infer(request: Request, case: str, version: str = "") -> Response:
     """Score rows whose fields come as tensors; each answered row is in the prediction log, as those of /v1 are."""
-    async with entered(request, case) as (gateway, known, visit, body):
+    gateway: Gateway = request.app.state.gateway
+    caller = await admitted(gateway, request.scope)
+    with gateway.using(case) as known, gateway.door.place(case, caller) as place:
+        body = await place.read(request.scope, request.receive)
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise Refused(415, "body", "a compressed body is not read: send it as it is")
@@ -109,7 +112,7 @@ async def infer(request: Request, case: str, version: str = "") -> Response:
         found = await inference.infer(
             gateway,
             known,
-            visit,
+            place,
             len(body),
             lambda: _tensors(asked.inputs, rest),
             inference.version_of(version),
@@ -163,6 +166,8 @@ def _reply(found: Inferred, asked: _Body) -> Response:
     head: dict[str, Any] = {"model_name": found.case, "id": asked.id or found.request_id}
     if found.version:
         head["model_version"] = found.version
+    if found.parameters:
+        head["parameters"] = found.parameters
     described = []
     rest = []
     for output in found.outputs:

@@ -19,7 +19,7 @@ class Bounds(BaseSettings):
     """False opens /v1 to everybody who reaches the port: for experiments on the loopback address only."""
     max_body_bytes: int = Field(default=8 * 2**20, gt=0)
     max_rows: int = Field(default=10_000, gt=0)
-    max_requests: int = Field(default=128, gt=0)
+    max_requests: int = Field(default=256, gt=0)
     """Requests to /v1 that one worker works on at a time.
 
     Further ones are 503 with Retry-After, as beyond the next two bounds.

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,9 +76,8 @@ class Gateway:
             "",
         )
 
-    @contextmanager
-    def using(self, name: str) -> Iterator[Case]:
-        """The case of a request, whole until the block ends.
+    def using(self, name: str) -> Case:
+        """The case of a request, to be entered: it stays whole until the block ends.
 
         Raises Refused: 404 if it is unknown, 503 if it is broken.
         """
@@ -87,11 +86,7 @@ class Gateway:
             raise Refused(503, "case", f"the case {name} is broken: {self.broken[name]}")
         if case is None:
             raise Refused(404, "case", f"unknown case: choose one of {', '.join(self.cases)}")
-        case.users += 1
-        try:
-            yield case
-        finally:
-            case.users -= 1
+        return case
 
     async def apart(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
         """What ``function`` makes of a body of ``size`` bytes.

@@ -308,16 +308,18 @@ def test_one_cases_storm_leaves_room_for_the_others(tmp_path, bounds):
 
     with ExitStack() as inside:
         for _ in range(2):
-            inside.enter_context(door.inside("storm", size=10))
-        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.inside("storm", size=10):
-            pass
+            inside.enter_context(door.place("storm")).hold(10)
+        with pytest.raises(Refused, match=r"for storm .*try again") as refused, door.place("storm") as place:
+            place.hold(10)
         assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
         for _ in range(2):
-            inside.enter_context(door.inside("calm", size=10))
-        with pytest.raises(Refused, match="try again"), door.inside("third", size=10):
-            pass
-    with door.inside("storm", size=10), door.inside("storm", size=10):
-        pass
+            inside.enter_context(door.place("calm")).hold(10)
+        with pytest.raises(Refused, match="try again"), door.place("third") as place:
+            place.hold(10)
+    for _ in range(2):
+        with door.place("storm") as one, door.place("storm") as other:
+            one.hold(10)
+            other.hold(10)
 
 
 def test_rows_in_flight_are_bounded_per_worker_and_case(tmp_path):
@@ -328,7 +330,7 @@ def test_rows_in_flight_are_bounded_per_worker_and_case(tmp_path):
         with ExitStack() as inside:
 
             async def come(case, rows):
-                await door.rows(inside.enter_context(door.inside(case)), rows)
+                await inside.enter_context(door.place(case)).rows(rows)
 
             await come("storm", 25)
             with pytest.raises(Refused, match=r"25 rows are being answered.*try again") as refused:
@@ -340,8 +342,8 @@ def test_rows_in_flight_are_bounded_per_worker_and_case(tmp_path):
                 await come("storm", 5)
             await come("storm", 4)
             await come("calm", 10)
-        with door.inside("storm") as visit:
-            await door.rows(visit, 10)
+        with door.place("storm") as place:
+            await place.rows(10)
 
     asyncio.run(run())
 

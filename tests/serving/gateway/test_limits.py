@@ -107,8 +107,8 @@ def refusals(door, *requests):
 
     async def one(caller, count):
         try:
-            with door.inside("loans", await door.admit(caller, HOST)) as visit:
-                await door.rows(visit, count)
+            with door.place("loans", await door.admit(caller, HOST)) as place:
+                await place.rows(count)
         except Refused as refused:
             return refused.status
         return None
@@ -136,8 +136,8 @@ def test_more_rows_than_a_rate_lets_in_at_all_are_told_so(tmp_path):
     door = Door(Bounds(auth=False, rate="20/day"), tmp_path / "key")
 
     async def run():
-        with door.inside("loans", "c") as visit:
-            await door.rows(visit, 21)
+        with door.place("loans", "c") as place:
+            await place.rows(21)
 
     with pytest.raises(Refused, match=r"21 rows are more than the rate of 20 per 1 day lets in at all") as refused:
         asyncio.run(run())
