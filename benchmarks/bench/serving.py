@@ -165,8 +165,6 @@ def main() -> None:
 
 def of_case(found: Serving, case: str, size: Size, words: Sequence[str] = ()) -> tuple[Turns, list[Row]]:
     """Start every arm of a case and measure them; what was found, and a row for each arm that could not be started."""
-    import uvloop
-
     absent: list[Row] = []
     with ExitStack() as running:
         arms: list[Arm] = []
@@ -175,12 +173,12 @@ def of_case(found: Serving, case: str, size: Size, words: Sequence[str] = ()) ->
                 continue
             try:
                 arm = replace(start(running), name=name)
-                uvloop.run(same(arm, found, case))
+                load.run(same(arm, found, case))
                 arms.append(arm)
             except (PerennialError, OSError, subprocess.CalledProcessError) as error:
                 print(f"{case}: {name} is left out: {error}", flush=True)
                 absent.append({"case": case, "arm": name, "not measured": " ".join(str(error).split())[-300:]})
-        turns = uvloop.run(measured(case, arms, size))
+        turns = load.run(measured(case, arms, size))
     return turns, absent
 
 
@@ -286,15 +284,13 @@ def on_gpu(found: Serving, size: Size, words: Sequence[str]) -> tuple[list[Row],
     stack.reconciled(found, case)
     if why := repository.instead_of_gpu(found.settings.model_repository, case):
         return [], f"there is a GPU, and Triton does not use it: {why}"
-    import uvloop
-
     with ExitStack() as running:
         chosen = {
             name: start
             for name, start in starts(found, case, "KIND_GPU").items()
             if name in (GATEWAY, ALONE, BARE, BATCHED) and (not words or any(word in name for word in words))
         }
-        turns = uvloop.run(measured(case, [start(running) for start in chosen.values()], size))
+        turns = load.run(measured(case, [start(running) for start in chosen.values()], size))
     return table("triage on a GPU", turns), "triage was measured with serving: {device: gpu} too"
 
 

@@ -99,7 +99,7 @@ def serving(
 ) -> Iterator[Serving]:
     """Train the champions in the state folder ``home``, and let Triton serve them for the length of the block.
 
-    ``changes`` are blocks of parameters in place of the cases' own, for training and gateways. MLflow's server is
+    ``changes`` are parameters, blocks merged, in place of the cases' own, for training and gateways. MLflow's server is
     stopped after the trainings unless ``keep_mlflow``. Raises PerennialError with the log's end where a step failed.
     """
     ports = Ports.free()
@@ -122,8 +122,8 @@ def write_params(home: Path, case: str, changes: Mapping[str, Any]) -> None:
     """Give a state folder parameters of its own for a case: the case's, the quick ones and ``changes`` over them."""
     found = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
     for over in (QUICKLY.get(case, {}), ANYWAY, changes):
-        for block, values in over.items():
-            found[block] = {**found.get(block, {}), **values}
+        for name, value in over.items():
+            found[name] = {**found.get(name, {}), **value} if isinstance(value, Mapping) else value
     (home / PARAMS).mkdir(exist_ok=True)
     write_atomic(home / PARAMS / f"{case}.yaml", yaml.safe_dump(found).encode())
 
