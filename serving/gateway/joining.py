@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipelines.errors import Unavailable
-from serving.gateway.pace import Pace, Wait
+from serving.gateway.pace import Pace, Wait, of_triton
 from serving.gateway.refusal import Refused
 from serving.gateway.tracing import Turn
 
@@ -49,11 +49,12 @@ class Refusal(Unavailable):
 
 
 class Late(Refused):
-    """More rows wait than can be answered in time: who comes now would wait to fail."""
+    """More rows wait in ``lane`` than can be answered in time: who comes now would wait to fail."""
 
-    def __init__(self, seconds: float, rows: int) -> None:
+    def __init__(self, lane: Lane, seconds: float, rows: int) -> None:
         text = "the rows that wait already take as long as is promised: try again in a moment"
         super().__init__(503, "overload", text, rows=rows, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+        self.lane = lane
 
 
 Send = Callable[[Call], Awaitable[list[float]]]
@@ -81,6 +82,7 @@ class Lane:
         self._pace = Pace()
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # of those that wait
+        self._turned = 0.0  # when the event loop came round after the newest call was sent
         self._due = 0.0  # when the call that is under way should be answered
         self._busy = False
         self._task: asyncio.Task[None] | None = None
@@ -120,7 +122,7 @@ class Lane:
             return promised
         wait = self.wait(rows)
         if late := wait.late(promised - now, deadline - now):
-            raise Late(late, rows)
+            raise Late(self, late, rows)
         return promised if wait.own <= promised - now else math.inf
 
     def _answered(self, rows: int, now: float) -> tuple[float, float]:
@@ -145,9 +147,13 @@ class Lane:
     async def _timed(self, call: Call) -> list[float]:
         rows, began = call.rows, self._clock()
         self._due = began + self._pace.seconds(rows)
+        asyncio.get_running_loop().call_soon(self._turn)
         scores = await self._send(call)
-        self._pace.note(rows, self._clock() - began)
+        self._pace.note(rows, of_triton(self._clock() - began, self._turned - began))
         return scores
+
+    def _turn(self) -> None:
+        self._turned = self._clock()
 
     async def _wait(self, call: Call) -> list[float]:
         loop = asyncio.get_running_loop()
