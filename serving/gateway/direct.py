@@ -92,7 +92,7 @@ def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
         in_time(gateway, case)
     except Refused as error:
         told = refusal(gateway.metrics, case.name, error)
-        gateway.metrics.answered(case.name, "predict", told.status, 0.0)
+        gateway.metrics.answered(case.name, "predict", told.status, tracing.Course(), 0.0)
         more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
         return response(told.status, [_JSON, *more, *UNFRAMED, (b"server-timing", b"total;dur=0")], body(told.text))
     return None
