@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines.errors import ConfigError
 from serving.gateway import inference, tensors, tracing
 from serving.gateway.metrics import GONE
+from serving.gateway.predict import in_time
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import Refused, refusal
@@ -109,6 +110,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
             with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
+                in_time(gateway, case)
                 place.hold(size)
                 found = await inference.infer(
                     gateway,

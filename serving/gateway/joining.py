@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipelines.errors import Unavailable
-from serving.gateway.pace import Pace, Wait
+from serving.gateway.pace import Pace, Wait, of_triton
 from serving.gateway.refusal import Refused
 from serving.gateway.tracing import Turn
 
@@ -49,11 +49,12 @@ class Refusal(Unavailable):
 
 
 class Late(Refused):
-    """More rows wait than can be answered in time: who comes now would wait to fail."""
+    """More rows wait in ``lane`` than can be answered in time: who comes now would wait to fail."""
 
-    def __init__(self, seconds: float, rows: int) -> None:
+    def __init__(self, lane: Lane, seconds: float, rows: int) -> None:
         text = "the rows that wait already take as long as is promised: try again in a moment"
         super().__init__(503, "overload", text, rows=rows, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+        self.lane = lane
 
 
 Send = Callable[[Call], Awaitable[list[float]]]
@@ -69,7 +70,8 @@ class Lane:
     """The calls of one version whose tensors have the same form: one is under way, what comes meanwhile is the next.
 
     A joined call has the deadline of the row that can wait longest, and each row its own. If the rows' values are what
-    a joined call fails of, every request is asked for again alone, so that it gets the answer that it gets alone.
+    a joined call fails of, its halves are asked for again, and theirs, until the wrong requests are alone: each gets
+    the answer that it gets alone, and a wrong one among many costs few calls.
     """
 
     def __init__(self, send: Send, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,6 +82,7 @@ class Lane:
         self._pace = Pace()
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # of those that wait
+        self._turned = 0.0  # when the event loop came round after the newest call was sent
         self._due = 0.0  # when the call that is under way should be answered
         self._busy = False
         self._task: asyncio.Task[None] | None = None
@@ -119,7 +122,7 @@ class Lane:
             return promised
         wait = self.wait(rows)
         if late := wait.late(promised - now, deadline - now):
-            raise Late(late, rows)
+            raise Late(self, late, rows)
         return promised if wait.own <= promised - now else math.inf
 
     def _answered(self, rows: int, now: float) -> tuple[float, float]:
@@ -144,9 +147,13 @@ class Lane:
     async def _timed(self, call: Call) -> list[float]:
         rows, began = call.rows, self._clock()
         self._due = began + self._pace.seconds(rows)
+        asyncio.get_running_loop().call_soon(self._turn)
         scores = await self._send(call)
-        self._pace.note(rows, self._clock() - began)
+        self._pace.note(rows, of_triton(self._clock() - began, self._turned - began))
         return scores
+
+    def _turn(self) -> None:
+        self._turned = self._clock()
 
     async def _wait(self, call: Call) -> list[float]:
         loop = asyncio.get_running_loop()
@@ -194,9 +201,10 @@ class Lane:
             if len(together) == 1:
                 _fail(together, error)
                 return
-            for one in together:
-                if not one.answer.done():  # it may have gone away meanwhile
-                    await self._answer([one])
+            middle = len(together) // 2
+            for half in (together[:middle], together[middle:]):
+                if left := [one for one in half if not one.answer.done()]:  # it may have gone away meanwhile
+                    await self._answer(left)
         except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
             _fail(together, error)
         else:

@@ -250,8 +250,13 @@ class Triton:
         sent = self._infer(request, timeout=left + LEFT_SECONDS, metadata=carried(call.turns))
         ended = loop.create_future()
         self._left.add(sent)  # grpc cancels a call that is forgotten
-        sent.add_done_callback(self._left.discard)
-        sent.add_done_callback(partial(_over, ended))
+
+        def over(_sent: Any) -> None:
+            self._left.discard(sent)
+            if not ended.done():
+                ended.set_result(None)
+
+        sent.add_done_callback(over)
         late = loop.call_later(left, _late, ended)
         try:
             await ended
@@ -294,11 +299,6 @@ class Triton:
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
             "load the model, or see Triton's log"
         )
-
-
-def _over(ended: asyncio.Future[None], _sent: Any) -> None:
-    if not ended.done():
-        ended.set_result(None)
 
 
 def _late(ended: asyncio.Future[None]) -> None:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uvicorn.loops.uvloop import uvloop_loop_factory
 
 from embedded import triton as embedded
 from pipelines import runtime
@@ -169,7 +169,7 @@ class World:
             "triage": [{"text": text} for text in _texts(_words(bundles["triage"]))],
         }
         self.alone = {case: self._alone(case, bundles[case]) for case in FIELDS}
-        self.loop = uvloop.new_event_loop()
+        self.loop = uvloop_loop_factory()()
         self.app = create_app(self.settings, Bounds(poll_seconds=0.05, sync_seconds=0.05))
         self.lifespan = self.app.router.lifespan_context(self.app)
         self.http = httpx.AsyncClient(
@@ -177,6 +177,7 @@ class World:
         )
         self.seen: Counter[str] = Counter()
         self.logged: dict[str, dict[str, Any]] = {}
+        self.read: Counter[str] = Counter()
         self.turn = 0
 
     def _alone(self, case: str, bundle: Path) -> list[list[float]]:
@@ -213,16 +214,17 @@ class World:
 
     def fresh(self) -> list[tuple[str, dict[str, Any]]]:
         """The lines that both logs have got since the last call, each with its case."""
-        found = [
-            (case, json.loads(line))
-            for case in FIELDS
-            for path in sorted((self.settings.prediction_log / case / "predictions").glob("*.jsonl*"))
-            for line in path.read_bytes().splitlines()
-        ]
-        assert len({line["prediction_id"] for _, line in found}) == len(found), "an id is logged twice"
-        new = [one for one in found if one[1]["prediction_id"] not in self.logged]
-        self.logged |= {line["prediction_id"]: line for _, line in new}
-        return new
+        found = []
+        for case in FIELDS:
+            for path in sorted((self.settings.prediction_log / case / "predictions").glob("*.jsonl*")):
+                new = path.read_bytes()[self.read[case] :]
+                self.read[case] += len(new)
+                found += [(case, json.loads(line)) for line in new.splitlines()]
+        ids = {line["prediction_id"]: line for _, line in found}
+        assert len(ids) == len(found), "an id is logged twice"
+        assert not ids.keys() & self.logged.keys(), "an id is logged twice"
+        self.logged |= ids
+        return found
 
 
 def _texts(words: list[str]) -> list[str]:

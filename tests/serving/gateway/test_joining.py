@@ -79,7 +79,23 @@ def test_a_wrong_row_fails_its_own_request_only():
 
     assert (one, two, three) == ([2.0], [4.0], [6.0])
     assert isinstance(wrong, Refusal)
-    assert [one.rows for one in triton.calls] == [1, 3, 1, 1, 1]
+    assert [one.rows for one in triton.calls] == [1, 3, 1, 2, 1, 1]
+
+
+def test_a_wrong_row_among_many_costs_few_calls():
+    """Of 128 requests that wait together a wrong one is found by halves: nobody waits for a call for each of them."""
+    triton = Triton(seconds=0.001)
+
+    async def run():
+        lane = Lane(triton, 1000)
+        values = [1.0, *(-1.0 if number == 77 else 1.0 * number for number in range(128))]
+        return await asyncio.gather(*(lane.ask(call(value)) for value in values), return_exceptions=True)
+
+    found = asyncio.run(run())[1:]
+
+    assert [number for number, one in enumerate(found) if isinstance(one, Refusal)] == [77]
+    assert all(found[number] == [2.0 * number] for number in range(128) if number != 77)
+    assert len(triton.calls) == 2 + 2 * 7
 
 
 def test_a_triton_that_is_away_is_asked_once_for_all_that_wait():
