@@ -442,6 +442,7 @@ async def _score(
                 again = {"Retry-After": str(RETRY_SECONDS)}
                 raise Refused(503, "overload", str(error), rows=count, headers=again) from error
             raise
+        asks(None)
         if not isinstance(error, Late | Crowded):  # who is late is no news, and the next one may be in time
             _flag(gateway, case, "the declared default", str(error))
         return ELSEWHERE, [*scores] * count
