@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from embedded import stack, triton
+from embedded import http, stack, triton
 from embedded.airflow import client
+from embedded.answers import answered
 from embedded.live import open_live_cases
 from embedded.ports import Ports
 from embedded.services import PROFILES, settings_of
@@ -195,10 +197,39 @@ def status(home: Path, console: Console) -> int:
             str(log.relative_to(home)) if log.is_relative_to(home) else row["log"],
         )
     console.print(table)
+    for row in rows:
+        if row["service"] == "gateway" and row["address"]:
+            _print_answers(row["address"], console)
     _print_cases(home, console)
     if all(row["state"] == "healthy" for row in rows):
         return RUNNING
     return SICK
+
+
+def _print_answers(gateway: str, console: Console) -> None:
+    """Say how fast each version of a case has answered, red where the case promises more; nothing if nobody asked."""
+    try:
+        found = answered(http.text(f"{gateway}/metrics"))
+    except PerennialError:
+        return  # the gateway is not healthy: the table above says so
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False, title="answers since the gateway's start", title_justify="left")
+    for column in ("case", "version", "answers", "p50", "p95", "p99", "no answer"):
+        table.add_column(column)
+    for one in found:
+        times = [
+            _promised(f"{1000 * seconds:.0f} ms", one.promised.get(quantile, math.inf), seconds, "{:.0f} ms", 1000)
+            for quantile, seconds in one.seconds.items()
+        ]
+        lost = _promised(f"{one.failed:.2%}", one.may_fail, one.failed, "{:.2%}", 1)
+        table.add_row(one.case, one.version or "(known rows)", f"{one.answers:,}", *times, lost)
+    console.print(table)
+
+
+def _promised(shown: str, most: float, value: float, form: str, unit: float) -> str:
+    """What is shown of a value: red, and beside what is promised, if it is more."""
+    return shown if value <= most else f"[red]{shown}[/] (promised: {form.format(unit * most)})"
 
 
 def _print_cases(home: Path, console: Console) -> None:

@@ -25,6 +25,15 @@ def status(url: str, *, timeout: float = 2.0) -> int:
         return 0
 
 
+def text(url: str, *, timeout: float = 2.0) -> str:
+    """The text of a GET. Raises Unavailable if nobody answers, or not with 200."""
+    try:
+        with _OPEN(url, timeout=timeout) as answer:
+            return str(answer.read().decode())
+    except (OSError, HTTPException) as error:
+        raise Unavailable(f"{url} does not answer ({error}): is the stack up? `{typed('status')}`") from error
+
+
 def call(url: str, body: Any = None, *, method: str | None = None, timeout: float = 10.0) -> Any:
     """GET, or send ``body`` as JSON; returns the answer's JSON (None if empty).
 

@@ -164,7 +164,7 @@ def finished(home: Path, pid: int) -> None:
 def reconciled(serving: Serving, case: str) -> None:
     """Make Triton serve what the ledger and the case's parameters say."""
     with repository.alone(serving.settings.model_repository, case):
-        handshake.restore(serving.settings, load_fields(case), load_params(case).serving.device)
+        handshake.restore(serving.settings, load_fields(case), load_params(case).serving)
 
 
 @cache

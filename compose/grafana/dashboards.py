@@ -50,6 +50,22 @@ def _quantile(share: float) -> str:
     )
 
 
+def _of_answers(share: float) -> str:
+    return (
+        f"histogram_quantile({share}, sum by (case, version, le) "
+        f"(rate(perennial_gateway_answer_seconds_bucket{CASE}[2m])))"
+    )
+
+
+def _promised(share: float) -> str:
+    return f'max by (case) (perennial_gateway_slo_seconds{{case=~"$case", quantile="{share}"}})'
+
+
+_FAILED = 'perennial_gateway_requests_total{case=~"$case", route=~"predict|infer", status=~"5.."}'
+_REFUSED = 'perennial_gateway_requests_total{case=~"$case", route=~"predict|infer", status=~"4.."}'
+_ASKED = 'perennial_gateway_requests_total{case=~"$case", route=~"predict|infer", status=~"2..|5.."}'
+
+
 def _or_none(query: str, label: str) -> str:
     """The query, and where it finds nothing a zero whose legend says so.
 
@@ -220,6 +236,77 @@ MODEL = Dashboard(
                 "Which version answers",
                 "short",
                 {"{{case}} {{version}}": f"sum by (case, version) (rate(perennial_gateway_rows_total{CASE}[2m]))"},
+            ),
+        ),
+        "Answers and their SLO": (
+            Panel(
+                "p50 of answers",
+                "s",
+                {"{{case}} {{version}}": _of_answers(0.5)},
+                "Whole requests that were answered with scores, by the version that gave them.",
+            ),
+            Panel(
+                "p95 of answers",
+                "s",
+                {"{{case}} {{version}}": _of_answers(0.95), "{{case}} promised": _promised(0.95)},
+                "The line is the case's serving.slo.p95_ms.",
+            ),
+            Panel(
+                "p99 of answers",
+                "s",
+                {"{{case}} {{version}}": _of_answers(0.99), "{{case}} promised": _promised(0.99)},
+                "The line is the case's serving.slo.p99_ms.",
+            ),
+            Panel(
+                "Requests without an answer",
+                "percentunit",
+                {
+                    "{{case}} {{version}}": (
+                        f"sum by (case, version) (rate({_FAILED}[2m])) / on (case) group_left () "
+                        f"sum by (case) (rate({_ASKED}[2m]))"
+                    ),
+                    "{{case}} promised": f"max by (case) (perennial_gateway_slo_errors{CASE})",
+                },
+                "5xx by the version that was asked, as a share of the case's requests but for refused ones. "
+                "The line is the case's serving.slo.errors.",
+            ),
+            Panel(
+                "Refused requests",
+                "reqps",
+                {"{{case}} {{status}}": _or_none(f"sum by (case, status) (rate({_REFUSED}[2m]))", "case")},
+                "4xx: what the client must change.",
+            ),
+            Panel(
+                "Where the time goes",
+                "s",
+                {
+                    "{{case}} {{phase}}": (
+                        f"sum by (case, phase) (rate(perennial_gateway_phase_seconds_total{CASE}[2m])) / on (case) "
+                        f"group_left () sum by (case) (rate(perennial_gateway_answer_seconds_count{CASE}[2m]))"
+                    )
+                },
+                "Mean of an answered request, as its Server-Timing says it.",
+            ),
+            Panel(
+                "Rows in a call to Triton",
+                "short",
+                {
+                    "{{case}} mean": (
+                        f"sum by (case) (rate(perennial_gateway_call_rows_sum{CASE}[2m])) / "
+                        f"sum by (case) (rate(perennial_gateway_call_rows_count{CASE}[2m]))"
+                    ),
+                    "{{case}} p95": (
+                        "histogram_quantile(0.95, sum by (case, le) "
+                        f"(rate(perennial_gateway_call_rows_bucket{CASE}[2m])))"
+                    ),
+                },
+                "Rows that waited together go together: more of them the busier the case is.",
+            ),
+            Panel(
+                "Calls that wait",
+                "short",
+                {"{{case}}": f"sum by (case) (perennial_gateway_calls_waiting{CASE})"},
+                "For others' calls to Triton, at the moment of the scrape.",
             ),
         ),
         "Drift": (

@@ -13,6 +13,7 @@ from pipelines.segments import EVERY, Stamp, adopt, asked
 from pipelines.settings import Settings
 from serving.gateway.cache import Kept
 from serving.gateway.identity import Index
+from serving.gateway.joining import Lane
 from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import Tally
@@ -28,8 +29,9 @@ class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
     ``route`` is what the ledger said last (None: no champion); ``standing_in`` says who answers in the champion's place
-    ("": nobody); ``users`` counts the requests that are using the case; ``asked`` is the newest request to close its
-    segments that was followed. ``alone`` is held by who uses the index or appends to the prediction log.
+    ("": nobody), ``pressed`` is the lane that turned the newest request away; ``users`` counts the requests that are
+    using the case; ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who
+    uses the index or appends to the prediction log.
     """
 
     fields: Fields
@@ -43,6 +45,7 @@ class Case:
     index: Index
     route: Route | None = None
     standing_in: str = ""
+    pressed: Lane | None = None
     kept: Kept | None = None
     users: int = 0
     asked: Stamp = None

@@ -14,6 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines import hosts
 from serving.gateway import tracing
+from serving.gateway.connections import response
+from serving.gateway.metrics import GONE
+from serving.gateway.predict import in_time
 from serving.gateway.protections import header
 from serving.gateway.refusal import JSON, Refused, body, refusal
 
@@ -51,7 +54,7 @@ class Application(FastAPI):
         gateway: Gateway = self.state.gateway
         counted = case if case in gateway.cases else ""
         began = time.perf_counter()
-        status = 500
+        status = GONE
         parent = header(scope, TRACEPARENT)
         with tracing.request(f"POST {scope['path']}", parent) as course:
             try:
@@ -64,12 +67,35 @@ class Application(FastAPI):
                 status = told.status
                 more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
             finally:
-                gateway.metrics.answered(counted, name, status, time.perf_counter() - began)
+                gateway.metrics.answered(counted, name, status, course, time.perf_counter() - began)
             length = (b"content-length", b"%d" % len(content))
             timing = (b"server-timing", course.server_timing().encode())
             head = [length, _JSON, *more, *UNFRAMED, timing]
             await send({"type": "http.response.start", "status": status, "headers": head})
             await send({"type": "http.response.body", "body": content})
+
+
+def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
+    """The refusal of a predict request that a worker has no place or no time for now, before it is begun.
+
+    It costs a fraction of one that is given by a task of its own, which is what a storm leaves room for. Neither key
+    nor name of the host is looked at: it says no more than that there is much to do. None: the request may begin.
+    """
+    parts = scope["path"].split("/")
+    if len(parts) != 5 or parts[4] != "predict" or scope["method"] != "POST" or scope.get("root_path"):
+        return None
+    case = gateway.cases.get(parts[3])
+    if case is None or parts[1] != "v1" or parts[2] != "cases":
+        return None
+    try:
+        gateway.door.room(case.name)
+        in_time(gateway, case)
+    except Refused as error:
+        told = refusal(gateway.metrics, case.name, error)
+        gateway.metrics.answered(case.name, "predict", told.status, tracing.Course(), 0.0)
+        more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
+        return response(told.status, [_JSON, *more, *UNFRAMED, (b"server-timing", b"total;dur=0")], body(told.text))
+    return None
 
 
 def _check_host(gateway: Gateway, scope: Scope) -> None:

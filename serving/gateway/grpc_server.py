@@ -16,6 +16,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.errors import ConfigError
 from serving.gateway import inference, tensors, tracing
+from serving.gateway.metrics import GONE
+from serving.gateway.predict import in_time
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import Refused, refusal
@@ -108,6 +110,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
             with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
+                in_time(gateway, case)
                 place.hold(size)
                 found = await inference.infer(
                     gateway,
@@ -127,12 +130,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         metrics = self._gateway.metrics
         case = name if name in self._gateway.cases else ""
         began = time.perf_counter()
-        status = 200
+        status = GONE
         parent = str(dict(context.invocation_metadata() or ()).get(tracing.TRACEPARENT, ""))
         try:
             with tracing.request(f"gRPC {route}", parent) as course:
                 answered = await answer()
                 context.set_trailing_metadata((("server-timing", course.server_timing()),))
+                status = 200
                 return answered
         except Exception as error:  # noqa: BLE001 - every error is an answer, as over HTTP
             told = refusal(metrics, case, error)
@@ -141,7 +145,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             more = () if wait is None else (("retry-after", wait),)
             await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text, more)
         finally:
-            metrics.answered(case, route, status, time.perf_counter() - began)
+            metrics.answered(case, route, status, course, time.perf_counter() - began)
 
 
 def _tensors(request: Any) -> list[Tensor]:

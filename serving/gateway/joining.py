@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipelines.errors import Unavailable
-from serving.gateway.pace import Pace, Wait
+from serving.gateway.pace import Pace, Wait, of_triton
 from serving.gateway.refusal import Refused
+from serving.gateway.tracing import Turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Tensors = Mapping[str, "NDArray[Any]"]
-Metadata = tuple[tuple[str, str], ...]
 
 
 class Call(NamedTuple):
-    """One call: its tensors, the monotonic time by which it must be answered, and what it carries.
+    """One call: its tensors, the monotonic time by which it must be answered, and the requests that it is for.
 
     ``promised`` is the time by which it is to be answered if all goes well.
     """
 
     tensors: Tensors
     deadline: float
-    metadata: Metadata = ()
+    turns: tuple[Turn, ...] = ()
     promised: float = math.inf
 
     @property
@@ -49,11 +49,12 @@ class Refusal(Unavailable):
 
 
 class Late(Refused):
-    """More rows wait than can be answered in time: who comes now would wait to fail."""
+    """More rows wait in ``lane`` than can be answered in time: who comes now would wait to fail."""
 
-    def __init__(self, seconds: float, rows: int) -> None:
+    def __init__(self, lane: Lane, seconds: float, rows: int) -> None:
         text = "the rows that wait already take as long as is promised: try again in a moment"
         super().__init__(503, "overload", text, rows=rows, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+        self.lane = lane
 
 
 Send = Callable[[Call], Awaitable[list[float]]]
@@ -69,7 +70,8 @@ class Lane:
     """The calls of one version whose tensors have the same form: one is under way, what comes meanwhile is the next.
 
     A joined call has the deadline of the row that can wait longest, and each row its own. If the rows' values are what
-    a joined call fails of, every request is asked for again alone, so that it gets the answer that it gets alone.
+    a joined call fails of, its halves are asked for again, and theirs, until the wrong requests are alone: each gets
+    the answer that it gets alone, and a wrong one among many costs few calls.
     """
 
     def __init__(self, send: Send, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,6 +82,7 @@ class Lane:
         self._pace = Pace()
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0  # of those that wait
+        self._turned = 0.0  # when the event loop came round after the newest call was sent
         self._due = 0.0  # when the call that is under way should be answered
         self._busy = False
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +91,11 @@ class Lane:
     def idle(self) -> bool:
         """Whether nothing is under way."""
         return not self._busy
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for the one that is under way."""
+        return sum(not one.answer.done() for one in self._waiting)
 
     def wait(self, rows: int) -> Wait:
         """What so many rows would have to wait for that came now, at the pace of the newest calls.
@@ -114,7 +122,7 @@ class Lane:
             return promised
         wait = self.wait(rows)
         if late := wait.late(promised - now, deadline - now):
-            raise Late(late, rows)
+            raise Late(self, late, rows)
         return promised if wait.own <= promised - now else math.inf
 
     def _answered(self, rows: int, now: float) -> tuple[float, float]:
@@ -139,9 +147,13 @@ class Lane:
     async def _timed(self, call: Call) -> list[float]:
         rows, began = call.rows, self._clock()
         self._due = began + self._pace.seconds(rows)
+        asyncio.get_running_loop().call_soon(self._turn)
         scores = await self._send(call)
-        self._pace.note(rows, self._clock() - began)
+        self._pace.note(rows, of_triton(self._clock() - began, self._turned - began))
         return scores
+
+    def _turn(self) -> None:
+        self._turned = self._clock()
 
     async def _wait(self, call: Call) -> list[float]:
         loop = asyncio.get_running_loop()
@@ -167,8 +179,8 @@ class Lane:
                 await self._answer(together)
         finally:
             self._busy = False
-            for one in self._waiting:  # the loop was ended: nobody may wait for ever
-                one.answer.cancel()
+            while self._waiting:  # the loop was ended: nobody may wait for ever
+                self._waiting.popleft().answer.cancel()
 
     def _next(self) -> list[_Waiting]:
         """Those that go together; whoever has gone away is left out."""
@@ -189,8 +201,10 @@ class Lane:
             if len(together) == 1:
                 _fail(together, error)
                 return
-            for one in together:
-                await self._answer([one])
+            middle = len(together) // 2
+            for half in (together[:middle], together[middle:]):
+                if left := [one for one in half if not one.answer.done()]:  # it may have gone away meanwhile
+                    await self._answer(left)
         except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
             _fail(together, error)
         else:
@@ -213,8 +227,8 @@ def _joined(calls: Sequence[Call]) -> Call:
     if len(calls) == 1:
         return calls[0]
     tensors = {name: np.concatenate([call.tensors[name] for call in calls]) for name in calls[0].tensors}
-    metadata = next((call.metadata for call in calls if call.metadata), ())
-    return Call(tensors, max(call.deadline for call in calls), metadata)
+    turns = tuple(turn for call in calls for turn in call.turns)
+    return Call(tensors, max(call.deadline for call in calls), turns)
 
 
 def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:

@@ -8,21 +8,50 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from pipelines.params import Slo
+from serving.gateway.tracing import Course
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 M = TypeVar("M", Counter, Histogram)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FINE = (
+    *(0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1),
+    *(0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0),
+)
+"""Seconds of answers: at most half as much again from one to the next up to 0.3, as a percentile is guessed between."""
+_ROWS = tuple(float(2**power) for power in range(11))
+"""Rows of a call: up to parts.MAX_BATCH."""
+SCORED = ("predict", "infer")
+"""The routes whose answers are scores."""
+GONE = 499
+"""The status that is counted of a request whose client went away before it had its answer: nobody else is at fault."""
+KEPT_SECONDS = 3600.0
+"""How long a version is told of that is neither champion nor previous release any more: longer than any rule looks."""
 _PREFIX = "perennial_gateway_"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, which nobody reads
+
+
+class _Bound(NamedTuple):
+    """What a request of one case, route, version and status is counted in: finding them costs more than counting.
+
+    ``phases`` are the seconds of each that are not in their counter yet.
+    """
+
+    requests: Callable[[], None]
+    seconds: Callable[[float], None]
+    answer: Callable[[float], None] | None
+    phases: dict[str, float]
 
 
 class Metrics:
@@ -34,15 +63,32 @@ class Metrics:
         if self._folder:
             _forget_dead_workers(Path(self._folder))
         self._age: Callable[[], float] | None = None
-        self.requests = self._counter("requests", "requests answered", "case", "route", "status")
-        self.seconds = _kept(
-            Histogram(
-                f"{_PREFIX}request_seconds",
-                "time to the last byte of the answer",
-                ["route"],
-                buckets=_BUCKETS,
-                registry=self.registry,
-            )
+        self._waiting: Callable[[], Mapping[str, int]] = dict
+        self._slos: Mapping[str, Slo] = {}
+        self._versions: dict[str, set[str]] = {}
+        self._retired: dict[tuple[str, str], float] = {}
+        self._bound: dict[tuple[str, str, int | None, int], _Bound] = {}
+        self.requests = self._counter(
+            "requests", "requests answered, by the version that was asked", "case", "route", "version", "status"
+        )
+        self.seconds = self._histogram("request_seconds", "time to the last byte of the answer", _BUCKETS, "route")
+        self.answers = self._histogram(
+            "answer_seconds",
+            "whole requests that were answered with scores, by the version that gave them; empty: all were known",
+            _FINE,
+            "case",
+            "version",
+        )
+        self.phases = self._counter(
+            "phase_seconds", "what requests that were answered with scores spent in each phase", "case", "phase"
+        )
+        self.call_rows = self._histogram("call_rows", "rows that went to Triton in one call", _ROWS, "case")
+        self.waiting = Gauge(
+            f"{_PREFIX}calls_waiting",
+            "calls of requests that wait for others' calls to Triton",
+            ["case"],
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.rows = self._counter("rows", "rows scored and logged, by the version that answered", "case", "version")
         self.repeated = self._counter(
@@ -90,13 +136,78 @@ class Metrics:
     def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
         return Gauge(_PREFIX + name, about, labels, registry=self.registry, multiprocess_mode="livemax")
 
-    def answered(self, case: str, route: str, status: int, seconds: float) -> None:
-        """Count a request, whatever became of it; ``case`` is empty if there is none of its name."""
-        self.requests.labels(case, route, status).inc()
-        self.seconds.labels(route).observe(seconds)
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return _kept(Histogram(_PREFIX + name, about, labels, buckets=buckets, registry=self.registry))
+
+    def answered(self, case: str, route: str, status: int, course: Course, seconds: float) -> None:
+        """Count and time a request of a case ("": none of ours)."""
+        key = case, route, course.version, status
+        bound = self._bound.get(key) or self._bind(*key)
+        bound.requests()
+        bound.seconds(seconds)
+        if bound.answer is not None:
+            bound.answer(seconds)
+            phases = bound.phases
+            for name, spent in course.phases.items():
+                phases[name] = phases.get(name, 0.0) + spent
+
+    def _bind(self, case: str, route: str, version: int | None, status: int) -> _Bound:
+        named = "" if version is None else str(version)
+        scored = case and route in SCORED and status == 200
+        bound = self._bound[case, route, version, status] = _Bound(
+            self.requests.labels(case, route, named, status).inc,
+            self.seconds.labels(route).observe,
+            self.answers.labels(case, named).observe if scored else None,
+            {},
+        )
+        return bound
+
+    def routed(self, case: str, versions: Iterable[int]) -> None:
+        """These versions of a case may answer now; what was told of others is forgotten after a while."""
+        now = {str(version) for version in versions}
+        for version in self._versions.get(case, set()) - now:
+            self._retired[case, version] = time.monotonic()
+        for version in now:
+            self._retired.pop((case, version), None)
+        self._versions[case] = now
+
+    def _told(self, labels: Mapping[str, str]) -> bool:
+        """Whether a series is of no version, or of one that answers or has answered until lately."""
+        case, version = labels.get("case", ""), labels.get("version", "")
+        known = self._versions.get(case)
+        return not version or known is None or version in known or (case, version) in self._retired
+
+    def _forget_versions(self) -> None:
+        late = time.monotonic() - KEPT_SECONDS
+        for case, version in [key for key, moment in self._retired.items() if moment < late]:
+            del self._retired[case, version]
+            self._bound = {key: one for key, one in self._bound.items() if (key[0], str(key[2])) != (case, version)}
+            if not self._folder:  # what lies in files is left out when it is read
+                for metric in (self.requests, self.answers, self.rows, self.triton_errors):
+                    metric.remove_by_labels({"case": case, "version": version})
+                    metric.labels.cache_clear()  # type: ignore[union-attr]  # see _kept
+
+    def promise(self, slos: Mapping[str, Slo]) -> None:
+        """What is promised of the cases that are served."""
+        self._slos = slos
+
+    def _promised(self) -> Iterator[GaugeMetricFamily]:
+        seconds = GaugeMetricFamily(
+            f"{_PREFIX}slo_seconds", "what the case promises of its answers", labels=["case", "quantile"]
+        )
+        errors = GaugeMetricFamily(
+            f"{_PREFIX}slo_errors", "share of a case's requests that may go unanswered", labels=["case"]
+        )
+        for case, slo in self._slos.items():
+            for quantile, most in (("0.95", slo.p95_ms), ("0.99", slo.p99_ms)):
+                if most is not None:
+                    seconds.add_metric([case, quantile], most / 1000)
+            errors.add_metric([case], slo.errors)
+        yield from (seconds, errors)
 
     def forget(self, case: str) -> None:
         """A case that is served no more has no champion, and nothing is wrong with it."""
+        self.routed(case, ())
         own = (self.champion, self.fallback, self.fields_refused, self.case_broken, self.case_retired)
         for gauge in (*own, self.ledger_damaged):
             gauge.labels(case).set(0)
@@ -112,19 +223,38 @@ class Metrics:
 
         self._age = age
 
+    def watch_waiting(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Let the calls that wait follow ``waiting``, which counts them by case."""
+        self._waiting = waiting
+
     def refresh(self) -> None:
-        """Bring the poll age up to date: called in every worker all the time, as only one of them is asked for all."""
+        """Bring gauges up to date: called in every worker all the time, as only one of them is asked for all."""
         if self._age is not None:
             self.ledger_poll_age.set(self._age())
+        waiting = self._waiting()
+        for case in self._versions.keys() | waiting.keys():
+            self.waiting.labels(case).set(waiting.get(case, 0))
+        for (case, *_), bound in self._bound.items():
+            for name, spent in bound.phases.items():
+                self.phases.labels(case, name).inc(spent)
+            bound.phases.clear()
+        self._forget_versions()
 
     def text(self) -> bytes:
         """All series of all workers in Prometheus' text format."""
         self.refresh()
-        if not self._folder:
-            return generate_latest(self.registry)
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody, self._folder)  # type: ignore[no-untyped-call]
-        return generate_latest(everybody)
+        return generate_latest(self)  # it asks for nothing but collect()
+
+    def collect(self) -> Iterator[Any]:
+        """All that is told: the counts of all workers, but of versions that are gone, and what is promised."""
+        source = self.registry
+        if self._folder:
+            source = CollectorRegistry()
+            MultiProcessCollector(source, self._folder)  # type: ignore[no-untyped-call]
+        for family in source.collect():
+            family.samples = [sample for sample in family.samples if self._told(sample.labels)]
+            yield family
+        yield from self._promised()
 
 
 def _kept(metric: M) -> M:

@@ -16,6 +16,19 @@ WEIGHT = 0.1
 """What the newest call of its size counts: some twenty of them are remembered."""
 
 
+TURNS = 4
+"""So many turns of the event loop a call takes beside its time in Triton: measured with loops that turn slowly."""
+
+
+def of_triton(seconds: float, turn: float) -> float:
+    """What is Triton's of a call's seconds, where one turn of the event loop takes ``turn``; a quarter at the least.
+
+    A worker that is itself what is slow has slow turns. It would gain nothing from turning rows away for that: refusing
+    takes turns, too. What it has inside is bounded at its door.
+    """
+    return max(seconds - TURNS * turn, seconds / TURNS)
+
+
 class Pace:
     """Mean rows and seconds of the newest calls of every size."""
 

@@ -14,12 +14,13 @@ from msgspec import UNSET, UnsetType
 
 from pipelines.contracts import DEFAULT, ELSEWHERE
 from pipelines.encoding import Columns
-from pipelines.errors import Unavailable
+from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import EVENT_TIME
 from pipelines.problems import default_scores
 from serving.gateway import refusals
 from serving.gateway.cache import keys
 from serving.gateway.cases import Case
+from serving.gateway.connections import RETRY_SECONDS
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.joining import Late
 from serving.gateway.log import Position
@@ -27,7 +28,7 @@ from serving.gateway.protections import Place
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
-from serving.gateway.tracing import given, phase
+from serving.gateway.tracing import asks, given, phase
 from serving.gateway.versions import Version
 
 T = TypeVar("T")
@@ -113,6 +114,23 @@ PREVIOUS = "the previous release"
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
+
+
+def in_time(gateway: Gateway, case: Case) -> None:
+    """Raise Late, before a request is read, if one of a single row would be answered too late.
+
+    A refusal then costs a fraction of an answer. It is seen by the lane that turned the newest request away, until that
+    lets in. Not where texts have lanes by their lengths, and not where a default is answered, which needs the rows.
+    """
+    lane = case.pressed
+    if lane is None:
+        return
+    if case.fields.text is None and case.serving.default is None:
+        p99_ms, seconds = case.serving.slo.p99_ms, case.serving.deadline_seconds
+        promise = KEPT * (p99_ms / 1000 if p99_ms is not None else seconds or gateway.bounds.deadline_seconds)
+        if late := lane.wait(1).late(promise, promise):
+            raise Late(lane, late, 1)
+    case.pressed = None
 
 
 async def predict(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
@@ -418,6 +436,8 @@ async def _score(
     except (Unavailable, Late) as error:
         scores = default_scores(case.fields, case.serving.default)
         if scores is None or only is not None:
+            if isinstance(error, Late):
+                case.pressed = error.lane
             raise
         if isinstance(error, Unavailable):  # who is late is no news, and the next one may be in time
             _flag(gateway, case, "the declared default", str(error))
@@ -438,6 +458,9 @@ async def _released(
     promised = _promised(case.serving.slo.p99_ms, received, deadline)
     try:
         scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
+    except Crowded as error:  # it answers: what stands in for it would have no more room
+        count = len(columns[EVENT_TIME])
+        raise Refused(503, "busy", str(error), rows=count, headers={"Retry-After": str(RETRY_SECONDS)}) from error
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
@@ -468,6 +491,7 @@ async def _scored_by(
     gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
 ) -> list[float]:
     """A version's scores of rows: those that are kept, and of the others Triton's."""
+    asks(version.number)
     kept = case.cache()
     if kept is None:
         return await _asked(gateway, case, version, columns, deadline, promised)
@@ -493,8 +517,7 @@ async def _asked(
 ) -> list[float]:
     with phase("encode"):
         parts = await version.parts(columns)
-    with phase("triton"):
-        return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
+    return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
 def _flag(gateway: Gateway, case: Case, who: str, why: str) -> None:

@@ -119,6 +119,15 @@ class Door:
         """
         return Place(self, self._bounds, case, caller)
 
+    def room(self, case: str) -> None:
+        """Raise Refused (503) if a worker takes no further request now, of all cases or of one."""
+        most = self._bounds.max_requests
+        if self._all.requests >= most:
+            raise _busy(f"{self._all.requests} requests are being answered")
+        own = self._cases[case].requests
+        if own >= max(1, int(most * self._bounds.case_share)):
+            raise _busy(f"{own} requests for {case} are being answered")
+
     def loads(self, case: str) -> tuple[Load, Load]:
         """What is being answered for all cases, and for one."""
         return self._all, self._cases[case]
@@ -144,11 +153,7 @@ class Place:
 
     def __enter__(self) -> Self:
         """Take the place. Raises Refused (503)."""
-        most = self._bounds.max_requests
-        if self._all.requests >= most:
-            raise _busy(f"{self._all.requests} requests are being answered")
-        if self._own.requests >= max(1, int(most * self._bounds.case_share)):
-            raise _busy(f"{self._own.requests} requests for {self._case} are being answered")
+        self._door.room(self._case)
         self._all.requests += 1
         self._own.requests += 1
         self._door.tell()

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PARTIAL, PREDICT
-from serving.gateway.predict import predict, predict_each
+from serving.gateway.predict import in_time, predict, predict_each
 from serving.gateway.protections import HEADER, header
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
@@ -41,6 +41,7 @@ async def predicted(gateway: Gateway, name: str, scope: Scope, receive: Receive)
     """The answer of :func:`predict_rows`."""
     caller = await admitted(gateway, scope)
     with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        in_time(gateway, case)
         body = await place.read(scope, receive)
         if _one_by_one(scope["query_string"]):
             return await predict_each(gateway, case, place, body)

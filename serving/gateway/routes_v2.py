@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from serving.gateway import inference, tensors
 from serving.gateway.inference import Inferred
+from serving.gateway.predict import in_time
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
 from serving.gateway.routes import admitted
@@ -103,6 +104,7 @@ async def infer(request: Request, case: str, version: str = "") -> Response:
     gateway: Gateway = request.app.state.gateway
     caller = await admitted(gateway, request.scope)
     with gateway.using(case) as known, gateway.door.place(case, caller) as place:
+        in_time(gateway, known)
         body = await place.read(request.scope, request.receive)
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":

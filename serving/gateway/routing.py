@@ -43,6 +43,14 @@ class Route:
     retired: Retirement | None = None
 
 
+def _numbers(route: Route | None) -> set[int]:
+    """The versions that a route leads to, a refused champion too."""
+    if route is None:
+        return set()
+    own = {version.number for version in (route.champion, route.previous) if version is not None}
+    return own | ({route.release.champion} if route.release is not None else set())
+
+
 class Routing:
     """Reads the ledger. ``polled`` is the monotonic time at which it last answered, None: it never has."""
 
@@ -170,6 +178,7 @@ class Routing:
             champion = route.release.champion
             refused = bool(route.refused)
         self._metrics.champion.labels(case).set(champion)
+        self._metrics.routed(case, _numbers(route))
         self._metrics.case_retired.labels(case).set(int(bool(route and route.retired)))
         self._metrics.fields_refused.labels(case).set(int(refused))
         self._metrics.ledger_damaged.labels(case).set(int(bool(route and route.damaged)))

@@ -168,6 +168,7 @@ class Gateway:
                 if name in broken:
                     now = f"broken: {broken[name]}"
                 log.warning("%s: %s", name, now)
+        self.metrics.promise({name: case.serving.slo for name, case in served.items()})
         self.cases = served
         self.broken = broken
 
@@ -270,7 +271,9 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
         bounds.deadline_seconds,
         bounds.deadline_seconds_per_text,
         settings.triton_client,
+        lambda case: metrics.call_rows.labels(case).observe,
     )
+    metrics.watch_waiting(triton.waiting)
     gateway = Gateway(settings, bounds, metrics, Routing(settings, metrics), triton, door)
     if (failed := await gateway.take_up()) is not None:
         raise failed

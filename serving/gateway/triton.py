@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,12 @@ from pydantic import SecretStr
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from pipelines.channel import OPTIONS, credentials
-from pipelines.errors import Unavailable
+from pipelines.channel import OPTIONS, credentials, of_queue
+from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import Fields
 from pipelines.parts import Part, together
 from serving.gateway.joining import Call, Lane, Late, Refusal
-from serving.gateway.tracing import handed_on
+from serving.gateway.tracing import Turn, carried
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +43,10 @@ FAILURES, PAUSE_SECONDS = 5, 1.0
 """So many failures in a row open a version's breaker; after the pause the next request tries again."""
 RETRY_WAIT_SECONDS = 0.05
 MOST_SECONDS = 60.0
+LEFT_SECONDS = 60.0
+"""How long a call may go on that nobody waits for any more."""
+LEAVE_SECONDS = 1.0
+"""How long calls may go on when the channel is closed."""
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of a row may sum from 1: far above what float32 loses, far below a softmax left out."""
 _CHANNEL = [
@@ -54,35 +58,55 @@ _CHANNEL = [
 ]
 _OF_ROWS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 """What Triton says where the values of single rows may be the reason."""
+_SICK = "not healthy"
+"""What Triton says of a version whose process has died, whatever its rows are."""
+PACE = 0.1
+"""How much the newest call counts in what calls of its version usually take."""
+FAIR = 4.0
+"""So many times its version's usual seconds a call must have had, if its failure shall say something of Triton."""
 _TYPES = {"i": "INT64", "f": "FP32"}
 """Triton's name of a tensor's type, by numpy's letter for its kind: to spell a type out takes numpy 10 us."""
+
+
+class Hurried(Unavailable):
+    """A call that was not answered in time, and had less of it than such calls usually take."""
 
 
 class Triton:
     """One channel to one Triton; make it inside the running event loop, close it there."""
 
     def __init__(
-        self, address: str, deadline_seconds: float, per_text: float = 0.0, client: SecretStr | None = None
+        self,
+        address: str,
+        deadline_seconds: float,
+        per_text: float = 0.0,
+        client: SecretStr | None = None,
+        told: Callable[[str], Callable[[int], None]] = lambda _case: lambda _rows: None,
     ) -> None:
         """``deadline_seconds`` is what :meth:`deadline` grants, with ``per_text`` more for each text.
 
-        ``client``: ``Settings.triton_client``.
+        ``client``: ``Settings.triton_client``; ``told`` gives of a case what hears how many rows each of its calls has.
         """
         self.address = address
         self.deadline_seconds = deadline_seconds
         self.per_text = per_text
+        self._told = told
         if client is None:
             self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
-        # A client that goes away says nothing about Triton.
-        self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=[asyncio.CancelledError])
+        self._usual: dict[str, float] = {}
+        self._left: set[Any] = set()
+        # Of Triton nothing is said by a client that goes away, by values that it answers for with an error, and by a
+        # call that had no time; and a full queue says that it works.
+        spared = [asyncio.CancelledError, Refusal, Hurried, Crowded]
+        self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=spared)
 
     async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
+        """Close the channel, once what was sent has had a moment to end."""
+        await self._channel.close(LEAVE_SECONDS)
 
     def deadline(self, texts: int = 0, seconds: float | None = None) -> float:
         """The monotonic time by which a request (of so many texts) that starts now must be answered.
@@ -97,25 +121,30 @@ class Triton:
     ) -> list[float]:
         """Scores of one version in the order of the rows, ``fields.outputs`` for each, by ``deadline`` (monotonic).
 
-        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason, and Late
-        before anything is sent if they would not be there when they are ``promised`` (monotonic; None: whoever asks
-        waits until the deadline).
+        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason, Crowded
+        if the version's queue in Triton has no room, and Late before anything is sent if they would not be there when
+        they are ``promised`` (monotonic; None: whoever asks waits until the deadline).
         """
-        if len(parts) == 1:  # its rows are in their order: one length has no other
-            lane = self._lane(fields, version, parts[0])
-            if promised is not None:
-                promised = lane.admit(len(parts[0].rows), promised, deadline)
-            return await lane.ask(_call(parts[0], deadline, promised))
         if promised is not None:
-            asked: Counter[Lane] = Counter()
-            for part in parts:
-                asked[self._lane(fields, version, part)] += len(part.rows)
-            try:
-                promised = max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
-            except Late as error:
-                error.rows = sum(asked.values())  # all of them are refused
-                raise
-        return await self._gather(fields, version, parts, deadline, promised)
+            promised = self._admitted(fields, version, parts, deadline, promised)
+        with Turn() as turn:
+            whole = Call({}, deadline, (turn,), math.inf if promised is None else promised)
+            if len(parts) == 1:  # its rows are in their order: one length has no other
+                return await self._lane(fields, version, parts[0]).ask(whole._replace(tensors=parts[0].tensors))
+            return await self._gather(fields, version, parts, whole)
+
+    def _admitted(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float) -> float:
+        """When rows are promised that may be asked for now. Raises Late (Lane.admit)."""
+        if len(parts) == 1:
+            return self._lane(fields, version, parts[0]).admit(len(parts[0].rows), promised, deadline)
+        asked: Counter[Lane] = Counter()
+        for part in parts:
+            asked[self._lane(fields, version, part)] += len(part.rows)
+        try:
+            return max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
+        except Late as error:
+            error.rows = sum(asked.values())  # all of them are refused
+            raise
 
     def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
         """The lane of calls that this part may share one with."""
@@ -124,12 +153,22 @@ class Triton:
         if lane is None:
             if len(self._lanes) >= MOST_LANES:  # versions of before, lengths of texts that are rare
                 self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
-            most = together(part)
-            lane = self._lanes[fields.case, version, form] = Lane(partial(self._send, fields, version), most)
+            send = partial(self._send, fields, version, self._told(fields.case))
+            lane = self._lanes[fields.case, version, form] = Lane(send, together(part))
         return lane
 
-    async def _send(self, fields: Fields, version: int, call: Call) -> list[float]:
+    def waiting(self) -> Counter[str]:
+        """How many calls of each case wait for those that are under way."""
+        found: Counter[str] = Counter()
+        for (case, _, _), lane in self._lanes.items():
+            found[case] += lane.waiting
+        return found
+
+    async def _send(self, fields: Fields, version: int, told: Callable[[int], None], call: Call) -> list[float]:
         name = f"{fields.case} version {version}"
+        for turn in call.turns:
+            turn.went()
+        told(call.rows)
         try:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
                 return await self._score(name, fields, version, call)
@@ -137,10 +176,11 @@ class Triton:
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
+        finally:
+            for turn in call.turns:
+                turn.came()
 
-    async def _gather(
-        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None
-    ) -> list[float]:
+    async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], whole: Call) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -148,7 +188,8 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._lane(fields, version, part).ask(_call(part, deadline, promised))
+                call = whole._replace(tensors=part.tensors)
+                values = await self._lane(fields, version, part).ask(call)
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -163,11 +204,25 @@ class Triton:
     async def _score(self, name: str, fields: Fields, version: int, call: Call) -> list[float]:
         outputs, (low, high) = fields.outputs, fields.answers
         request = _request(fields.case, version, call.tensors)
+        began = time.monotonic()
         try:
             answer = await self._retried(request, call)
+        except TimeoutError:
+            kind = Hurried if call.deadline - began < FAIR * self._usual.get(name, 0.0) else Unavailable
+            raise kind(
+                f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
+                f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
+            ) from None
         except grpc.aio.AioRpcError as error:
-            kind = Refusal if error.code() in _OF_ROWS else Unavailable
-            raise kind(self._explain(name, error)) from error
+            if queue := of_queue(error.details()):
+                raise Crowded(f"the queue of {name} in Triton {queue}: try again in a moment") from error
+            told = self._explain(name, error)
+            if error.code() in _OF_ROWS and _SICK not in told:
+                raise Refusal(told) from error
+            raise Unavailable(told) from error
+        spent = time.monotonic() - began
+        self._usual[name] = usual = self._usual.get(name, spent)
+        self._usual[name] += PACE * (spent - usual)
         values: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).astype(np.float64).tolist()
         # Written so that a NaN fails every comparison.
         if len(values) != request.inputs[0].shape[0] * outputs or not all(low <= value <= high for value in values):
@@ -183,8 +238,31 @@ class Triton:
             raise Refusal(f"{name} answered probabilities that do not sum to 1: roll it back")
         return values
 
-    def _ask(self, request: Any, call: Call) -> Any:
-        return self._infer(request, timeout=max(0.0, call.deadline - time.monotonic()), metadata=call.metadata)
+    async def _ask(self, request: Any, call: Call) -> Any:
+        """One call, which nobody cancels: Triton 2.51 may die of that (issues 7368 and 8034 of its server).
+
+        Who does not wait any longer leaves it to end by itself. Raises TimeoutError after its deadline.
+        """
+        loop = asyncio.get_running_loop()
+        left = max(0.0, call.deadline - time.monotonic())
+        # gRPC's deadline ends the call; this is for a queue in Triton that a case declares a policy for.
+        request.parameters["timeout"].int64_param = max(1, int(left * 1e6))
+        sent = self._infer(request, timeout=left + LEFT_SECONDS, metadata=carried(call.turns))
+        ended = loop.create_future()
+        self._left.add(sent)  # grpc cancels a call that is forgotten
+
+        def over(_sent: Any) -> None:
+            self._left.discard(sent)
+            if not ended.done():
+                ended.set_result(None)
+
+        sent.add_done_callback(over)
+        late = loop.call_later(left, _late, ended)
+        try:
+            await ended
+        finally:
+            late.cancel()
+        return await sent
 
     async def _retried(self, request: Any, call: Call) -> Any:
         try:
@@ -210,17 +288,12 @@ class Triton:
     def _explain(self, name: str, error: grpc.aio.AioRpcError) -> str:
         code = error.code()
         details = (error.details() or "").partition("\n")[0]
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return (
-                f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
-                f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
-            )
         if _connection_lost(error):
             return (
                 f"Triton at {self.address} does not answer ({details}): start it, or set PERENNIAL_TRITON_GRPC to "
                 "where it is"
             )
-        if "not healthy" in details:
+        if _SICK in details:
             return f"Triton at {self.address} has lost {name} ({details}): unload and load the model"
         return (
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
@@ -228,8 +301,9 @@ class Triton:
         )
 
 
-def _call(part: Part, deadline: float, promised: float | None) -> Call:
-    return Call(part.tensors, deadline, handed_on(), math.inf if promised is None else promised)
+def _late(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_exception(TimeoutError())
 
 
 def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> Any:
@@ -247,10 +321,11 @@ def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> An
 def _connection_lost(error: Exception) -> bool:
     """Whether nobody answered at all.
 
-    Triton itself also says UNAVAILABLE, of a version that is not loaded: that is an answer.
+    Triton itself also says UNAVAILABLE, of a version that is not loaded and of a full queue: that is an answer.
     """
     return (
         isinstance(error, grpc.aio.AioRpcError)
         and error.code() == grpc.StatusCode.UNAVAILABLE
         and "not at ready state" not in (error.details() or "")
+        and not of_queue(error.details())
     )

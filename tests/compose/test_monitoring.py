@@ -15,10 +15,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.params import Slo
 from pipelines.problems import ProblemCode
 from pipelines.reports import metrics as loop
 from pipelines.storage import canonical_json
 from serving.gateway.metrics import Metrics
+from serving.gateway.tracing import Course
 from tests.compose.stackfile import ROOT, load, services
 from tests.embedded.test_airflow_metrics import watching
 from tests.pipelines.alerts.found import NOW, PARAMS
@@ -102,6 +104,7 @@ def gateway():
     for metric in list(metrics.registry._collector_to_names):
         child = metric.labels(*("x" for _ in metric._labelnames)) if metric._labelnames else metric
         getattr(child, "observe" if metric._type == "histogram" else "inc")(1)
+    metrics.promise({"x": Slo(p95_ms=20)})
     return series(metrics.text().decode())
 
 
@@ -333,13 +336,77 @@ def test_refused_rows_are_told_within_minutes(series, alerts, tmp_path):
         }
         for name in of
     ]
-    given = [{"series": name, "values": f"0+{rows}x60"} for name, rows in series.items()]
+    promtool({name: f"0+{rows}x60" for name, rows in series.items()}, asked, tmp_path)
+
+
+def promtool(series, asked, folder):
+    """Let promtool hold the stack's rules against ``series`` of a value a minute."""
     about = {
         "rule_files": [str(FOLDER / "prometheus/stack.rules.yaml")],
         "evaluation_interval": "1m",
-        "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": asked}],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": asked,
+            }
+        ],
     }
-    (tmp_path / "test.yaml").write_text(yaml.safe_dump(about))
-    command = ["promtool", "test", "rules", str(tmp_path / "test.yaml")]
+    (folder / "test.yaml").write_text(yaml.safe_dump(about))
+    command = ["promtool", "test", "rules", str(folder / "test.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+SLOS = {
+    "bank": Slo(p95_ms=25, p99_ms=60, errors=0.001),
+    "loans": Slo(p95_ms=300, p99_ms=1000, errors=0.05),
+    "shop": Slo(errors=0.5),
+}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize(
+    ("slow", "very_slow", "errors", "alerts"),
+    [
+        (0, 0, 0, set()),
+        (20, 0, 0, {"StackSloP95"}),
+        (0, 3, 0, {"StackSloP99"}),
+        (0, 0, 1, {"StackSloErrors"}),
+        (20, 3, 1, {"StackSloP95", "StackSloP99", "StackSloErrors"}),
+    ],
+    ids=["kept", "p95", "p99", "errors", "all"],
+)
+def test_an_slo_that_is_not_kept_is_told_of_its_case_only(slow, very_slow, errors, alerts, tmp_path):
+    """Three cases answer alike, of two versions each: who promised better is told of, and who promised less is not.
+
+    Of 200 requests a minute and version ``slow`` take 45 ms, ``very_slow`` 90 ms, and some have no answer.
+    """
+    metrics = Metrics()
+    metrics.promise(SLOS)
+    for case in SLOS:
+        for version in (1, 2):
+            course = Course(version=version)
+            for count, seconds in ((200 - slow - very_slow, 0.012), (slow, 0.045), (very_slow, 0.09)):
+                for _ in range(count):
+                    metrics.answered(case, "predict", 200, course, seconds)
+            for _ in range(errors):
+                metrics.answered(case, "infer", 503, course, 5.0)
+            for _ in range(100):
+                metrics.answered(case, "predict", 422, Course(), 0.001)
+    series = {}
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        for sample in family.samples:
+            labels = ", ".join(f'{name}="{value}"' for name, value in sample.labels.items())
+            steady = family.type == "gauge"
+            series[f"{sample.name}{{{labels}}}"] = f"{sample.value}x60" if steady else f"0+{sample.value}x60"
+    asked = [
+        {
+            "expr": f'count by (case) (ALERTS{{alertname="{name}", alertstate="firing"}})',
+            "eval_time": eval_time,
+            "exp_samples": [{"labels": '{case="bank"}', "value": 1}] if name in alerts and eval_time == "20m" else [],
+        }
+        for name in ("StackSloP95", "StackSloP99", "StackSloErrors")
+        for eval_time in ("5m", "20m")
+    ]
+    promtool(series, asked, tmp_path)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import httpx
+import hypothesis
 import pytest
 
 from pipelines.settings import Settings
 from tests.serving.gateway.world import Scores, client, fake_triton, make_home, release
+
+hypothesis.settings.register_profile("many", max_examples=2000, deadline=None)
 
 
 @dataclass

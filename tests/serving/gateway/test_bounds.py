@@ -379,6 +379,60 @@ def test_a_storm_of_rows_is_refused_at_every_door_and_keeps_its_connections(tmp_
         assert counted(http, "labels_total", case="loans") == 0
 
 
+def test_a_request_that_is_turned_away_leaves_its_connection_in_order(tmp_path):
+    """Beyond the bound an answer comes before the body does, which is thrown away; the next request is answered.
+
+    Requests that are sent together are answered in their order; who asks for the end of the connection gets it; each
+    is counted, and a case that nobody knows is none of them.
+    """
+    triton = Held()
+    body = json.dumps({"rows": some_rows(1)}).encode()
+    head = HEAD + f"Content-Length: {len(body)}\r\n"
+    with (
+        gateway(tmp_path, triton, max_requests=1) as (http, _, address),
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(address) as connection,
+    ):
+        first = pool.submit(http.post, PREDICT, content=body)
+        until(lambda: triton.come == 1)
+        connection.settimeout(10)
+        found = b""
+        connection.sendall(head.encode() + b"\r\n" + body[:5])
+        while b"try again" not in found:
+            found += connection.recv(65536)
+        assert found.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in found
+        assert b"x-frame-options: DENY" in found
+        connection.sendall(body[5:])
+        unknown = HEAD.replace("loans", "nobody") + f"Content-Length: {len(body)}\r\n\r\n"
+        health = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        connection.sendall((head.encode() + b"\r\n" + body) * 300 + health + unknown.encode() + body)
+        found = b""
+        while found.count(b"HTTP/1.1 ") < 302:
+            found += connection.recv(2**20)
+        statuses = [line[:3] for line in found.split(b"HTTP/1.1 ")[1:]]
+        assert statuses == [b"503"] * 300 + [b"200", b"404"]
+        triton.go.set()
+        assert first.result().status_code == 200
+        until(lambda: counted(http, "requests_inside") == 0)
+        connection.sendall(head.encode() + b"\r\n" + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert counted(http, "requests_total", case="loans", route="predict", status="503") == 301
+        assert counted(http, "refused_rows_total", case="loans", reason="busy") == 301
+    triton.go.clear()
+    with (
+        gateway(tmp_path / "again", triton, max_requests=1) as (http, _, address),
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(address) as connection,
+    ):
+        first = pool.submit(http.post, PREDICT, content=body)
+        until(lambda: triton.come == 3)
+        connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+        assert ended(connection).startswith(b"HTTP/1.1 503")
+        triton.go.set()
+        assert first.result().status_code == 200
+
+
 class Slow(Scores):
     """A Triton that answers for one case after a while only."""
 

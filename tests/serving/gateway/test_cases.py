@@ -220,6 +220,23 @@ def test_a_case_has_a_deadline_of_its_own(world):
             assert ask(http, "shop").status_code == 200
 
 
+def test_what_a_case_promises_is_told_as_it_is_declared(world):
+    """``serving.slo`` is told from the next look on, for that case alone, and no more when the case is removed."""
+    root, settings, _ = world
+    with client(settings, **FAST) as http:
+        path = root / "desk" / "params.yaml"
+        slo = {"serving": {"slo": {"p99_ms": 50, "errors": 0.002}}}
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | slo))
+        until(lambda: counted(http, "slo_seconds", case="desk", quantile="0.99") == 0.05)
+        told = http.get("/metrics").text
+        assert counted(http, "slo_errors", case="desk") == 0.002
+        assert counted(http, "slo_errors", case="shop") == 0.01
+        assert "slo_seconds{" in told
+        assert 'slo_seconds{case="shop"' not in told
+        shutil.rmtree(root / "desk")
+        until(lambda: 'slo_errors{case="desk"' not in http.get("/metrics").text)
+
+
 def test_a_log_that_cannot_be_written_is_tried_again(world, monkeypatch):
     """A whole case whose log cannot be made is 503 with the reason, the others answer, and it is tried again."""
     root, settings, _ = world

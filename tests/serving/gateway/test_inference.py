@@ -33,6 +33,7 @@ from tests.serving.gateway.world import (
     make_home,
     release,
     some_rows,
+    until,
 )
 
 ROWS = some_rows(7)
@@ -89,11 +90,13 @@ def said(world, rows):
 def test_both_clients_are_answered_as_v1_answers_and_the_rows_are_logged(world, module):
     """Prediction and score are those of /v1 to the bit, and every row is in the log as a row of /v1 is."""
     before = len(lines(world[3]))
+    timed = counted(world[0], "answer_seconds_count", case=CASE, version="1")
     name = module.__name__.rpartition(".")[2]
     ids = [f"{name}-{number}" for number in range(len(ROWS))]
 
     found = ask(world, module, ROWS, more={"prediction_id": ids})
 
+    assert until(lambda: counted(world[0], "answer_seconds_count", case=CASE, version="1") == timed + 1)
     logged = lines(world[3])[before:]
     assert [line["prediction_id"] for line in logged] == ids
     assert found.as_numpy("prediction_id").tolist() == [one.encode() for one in ids]
@@ -279,7 +282,8 @@ def test_a_stub_without_a_client_library_works(world):
     score = np.frombuffer(found.raw_output_contents[1], np.float64).tolist()
     assert score == [row["score"] for row in said(world, ROWS[:1])]
     timing = dict(call.trailing_metadata())["server-timing"]
-    assert [one.partition(";")[0] for one in timing.split(", ")] == ["read", "encode", "triton", "log", "total"]
+    phases = [one.partition(";")[0] for one in timing.split(", ")]
+    assert phases == ["read", "encode", "queue", "triton", "log", "total"]
 
 
 @pytest.mark.parametrize("module", [by_http, by_grpc])

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from pipelines.errors import Unavailable
 from serving.gateway.joining import Call, Lane, Refusal
+from serving.gateway.tracing import Turn
 
 
-def call(*values, seconds=5.0, metadata=()):
+def call(*values, seconds=5.0, turns=()):
     """A call of rows with these values."""
-    return Call({"x": np.array(values, np.float64).reshape(-1, 1)}, time.monotonic() + seconds, metadata)
+    return Call({"x": np.array(values, np.float64).reshape(-1, 1)}, time.monotonic() + seconds, turns)
 
 
 class Triton:
@@ -78,7 +79,23 @@ def test_a_wrong_row_fails_its_own_request_only():
 
     assert (one, two, three) == ([2.0], [4.0], [6.0])
     assert isinstance(wrong, Refusal)
-    assert [one.rows for one in triton.calls] == [1, 3, 1, 1, 1]
+    assert [one.rows for one in triton.calls] == [1, 3, 1, 2, 1, 1]
+
+
+def test_a_wrong_row_among_many_costs_few_calls():
+    """Of 128 requests that wait together a wrong one is found by halves: nobody waits for a call for each of them."""
+    triton = Triton(seconds=0.001)
+
+    async def run():
+        lane = Lane(triton, 1000)
+        values = [1.0, *(-1.0 if number == 77 else 1.0 * number for number in range(128))]
+        return await asyncio.gather(*(lane.ask(call(value)) for value in values), return_exceptions=True)
+
+    found = asyncio.run(run())[1:]
+
+    assert [number for number, one in enumerate(found) if isinstance(one, Refusal)] == [77]
+    assert all(found[number] == [2.0 * number] for number in range(128) if number != 77)
+    assert len(triton.calls) == 2 + 2 * 7
 
 
 def test_a_triton_that_is_away_is_asked_once_for_all_that_wait():
@@ -138,17 +155,18 @@ def test_a_client_that_goes_away_takes_nobody_along():
     assert [one.tensors["x"][:, 0].tolist() for one in triton.calls] == [[1], [3]]
 
 
-def test_a_joined_call_carries_a_trace_of_one_of_its_requests():
-    """Of joined requests the first one's trace goes along, if any has one."""
+def test_a_joined_call_is_for_all_of_its_requests():
+    """A joined call has the turns of its requests, in their order: each is told when it goes out, and its trace."""
     triton = Triton()
+    turns = [Turn() for _ in range(4)]
 
     async def run():
         lane = Lane(triton, 100)
-        await asyncio.gather(*(lane.ask(call(n, metadata=(("traceparent", "t"),) if n == 2 else ())) for n in range(4)))
+        await asyncio.gather(*(lane.ask(call(n, turns=(turn,))) for n, turn in enumerate(turns)))
 
     asyncio.run(run())
 
-    assert [one.metadata for one in triton.calls] == [(), (("traceparent", "t"),)]
+    assert [one.turns for one in triton.calls] == [(turns[0],), tuple(turns[1:])]
 
 
 @settings(deadline=None, max_examples=60)

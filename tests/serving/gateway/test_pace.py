@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import Unavailable
 from serving.gateway.joining import Call, Lane, Late
-from serving.gateway.pace import Pace, Wait
+from serving.gateway.pace import Pace, Wait, of_triton
 
 
 class Warped(asyncio.SelectorEventLoop):
@@ -167,6 +168,40 @@ def test_a_call_that_hangs_is_waited_for_longer_and_longer():
     assert after == Wait(0, 0)
 
 
+def test_a_slow_event_loop_is_no_slow_triton():
+    """Of a call's time only so much counts as the loop did not take to come round; of every call a quarter does."""
+    assert of_triton(0.1, 0.0001) == pytest.approx(0.0996)
+    assert of_triton(0.1, 0.02) == pytest.approx(0.025)
+    assert of_triton(0.1, 5.0) == pytest.approx(0.025)
+
+    async def run(slow):
+        """What calls of 10 ms are thought to take, while each turn of a real loop takes so long."""
+        loop = asyncio.get_running_loop()
+        lane = Lane(send, 10)
+        going = True
+
+        def burn():
+            time.sleep(slow)
+            if going:
+                loop.call_soon(burn)
+
+        if slow:
+            burn()
+        for _ in range(12):
+            await lane.ask(call(1))
+        going = False
+        return lane._pace.seconds(1)
+
+    async def send(one):
+        await asyncio.sleep(0.01)
+        for _ in range(3):  # an answer of gRPC comes by as many turns
+            await asyncio.sleep(0)
+        return [0.5] * one.rows
+
+    assert asyncio.run(run(0)) == pytest.approx(0.01, rel=0.8)
+    assert asyncio.run(run(0.02)) < 0.06  # it takes more than eighty
+
+
 SPEEDS = {"a fast table": (0.001, 0.00003, 1024, 0.06), "a slow transformer": (0.02, 0.02, 8, 1.0)}
 
 
@@ -271,13 +306,10 @@ def test_a_lane_that_refuses_leaves_the_others_alone():
 
 def test_who_is_late_is_told_when_to_come_again():
     """A refusal is a 503 that counts its rows, with whole seconds in Retry-After, one at least."""
-    assert [Late(seconds, 3).headers for seconds in (0.01, 1.0, 2.4)] == [
-        {"Retry-After": "1"},
-        {"Retry-After": "1"},
-        {"Retry-After": "3"},
-    ]
-    assert (Late(1, 3).status, Late(1, 3).reason, Late(1, 3).rows) == (503, "overload", 3)
-    assert not isinstance(Late(1, 3), Unavailable)  # the previous release is in the same Triton
+    lane = Lane(None, 1)
+    assert [Late(lane, seconds, 3).headers["Retry-After"] for seconds in (0.01, 1.0, 2.4)] == ["1", "1", "3"]
+    assert (Late(lane, 1, 3).status, Late(lane, 1, 3).reason, Late(lane, 1, 3).rows) == (503, "overload", 3)
+    assert not isinstance(Late(lane, 1, 3), Unavailable)  # the previous release is in the same Triton
 
 
 def test_a_failed_call_says_nothing_of_the_pace():

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
@@ -15,7 +16,7 @@ from pipelines.fields import Fields, Number, Text
 from pipelines.parts import cut
 from pipelines.text import pad
 from serving.gateway.joining import Late
-from serving.gateway.triton import Triton
+from serving.gateway.triton import FAILURES, Triton
 from tests.serving.gateway.world import Scores, fake_triton
 
 
@@ -141,3 +142,85 @@ def test_a_request_of_several_lengths_is_refused_whole_if_one_is_late():
 
     with fake_triton(servicer=Slow([[0.25, 0.25, 0.5], [1, 0, 0], [0, 1, 0]])) as (triton, port):
         asyncio.run(ask(port, triton))
+
+
+class Failing(Scores):
+    """Fails each request with these words, and has heard so many."""
+
+    def __init__(self, code, words):
+        super().__init__()
+        self.code, self.words = code, words
+        self.heard = 0
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        self.heard += 1
+        context.abort(self.code, self.words)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "heard"),
+    [
+        (grpc.StatusCode.INTERNAL, "indices element out of data bounds", 20),
+        (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape", 20),
+        (grpc.StatusCode.INTERNAL, "Stub process 'reports_0_0' is not healthy.", FAILURES),
+        (grpc.StatusCode.UNAVAILABLE, "version 1 is not at ready state", FAILURES),
+    ],
+)
+def test_values_that_triton_refuses_are_no_outage(code, words, heard):
+    """Triton goes on being asked however often it refuses rows; a version that is gone is soon left alone."""
+
+    async def ask(port):
+        client = Triton(f"127.0.0.1:{port}", 5.0)
+        try:
+            for _ in range(20):
+                with pytest.raises(Unavailable):
+                    await client.score(TEXTS, 1, cut(pad([[1]]), 64), client.deadline())
+        finally:
+            await client.close()
+
+    with fake_triton(servicer=Failing(code, words)) as (triton, port):
+        asyncio.run(ask(port))
+        assert triton.heard == heard
+
+
+class Slow(Scores):
+    """Answers after a while, and notes whether the caller was still there."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+        self.there = []
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        time.sleep(self.seconds)
+        self.there.append(context.is_active())
+        return pb.ModelInferResponse(raw_output_contents=[np.array([[0.5, 0.25, 0.25]], np.float32).tobytes()])
+
+
+@pytest.mark.parametrize("way", ["late", "gone", "closed"])
+def test_no_call_to_triton_is_cancelled(way):
+    """Who has no time left, or goes away, is told at once, and the call ends by itself: a Triton can die of the other.
+
+    The same when the gateway stops.
+    """
+
+    async def ask(port):
+        client = Triton(f"127.0.0.1:{port}", 5.0)
+        seconds = 0.1 if way == "late" else 5.0
+        asked = asyncio.create_task(client.score(TEXTS, 1, cut(pad([[1]]), 64), time.monotonic() + seconds))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        if way == "gone":
+            asked.cancel()
+        if way != "closed":
+            with pytest.raises((Unavailable, asyncio.CancelledError)):
+                await asked
+            assert time.monotonic() - began < 0.15
+        await client.close()
+        asked.cancel()
+
+    with fake_triton(servicer=Slow(0.4)) as (triton, port):
+        asyncio.run(ask(port))
+        assert triton.there == [True]
