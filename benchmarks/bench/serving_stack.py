@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from pipelines.line.order import TRAINING
 from pipelines.line.step import Run, Step
 from pipelines.params_file import load_params
 from pipelines.parts import cut
-from pipelines.settings import Settings
+from pipelines.settings import Settings, read_settings
 from serving.gateway.openapi import PREDICT
 
 KEY = "a-key-for-the-bench"
@@ -166,10 +167,9 @@ def reconciled(serving: Serving, case: str) -> None:
         handshake.restore(serving.settings, load_fields(case), load_params(case).serving)
 
 
-def rows(case: str, count: int = BODIES) -> list[dict[str, Any]]:
+@cache
+def rows(case: str) -> list[dict[str, Any]]:
     """Real rows of a case as a client sends them, the newest that its first champion could know."""
-    from pipelines.settings import read_settings
-
     params = load_params(case)
     source = part(case, "source")
     until = FIRST[case]
@@ -178,7 +178,7 @@ def rows(case: str, count: int = BODIES) -> list[dict[str, Any]]:
     )
     fields = load_fields(case)
     chosen = found.drop_nulls([field.name for field in fields.fields if not field.missing])
-    sent: list[dict[str, Any]] = chosen.tail(count).select(fields.names).to_dicts()
+    sent: list[dict[str, Any]] = chosen.tail(BODIES).select(fields.names).to_dicts()
     return sent
 
 
@@ -229,7 +229,7 @@ def bundle_of(serving: Serving, case: str) -> Path:
 def expected(serving: Serving, case: str) -> float:
     """What the champion's bundle foretells of the first of :func:`rows`: its score, of classes the largest."""
     fields = load_fields(case)
-    [row] = rows(case, BODIES)[:1]
+    row = rows(case)[0]
     found = runtime.score_rows(bundle_of(serving, case), fields, {name: [row[name]] for name in fields.reads})
     return float(found.max())
 

@@ -167,7 +167,7 @@ def main() -> None:
                 rows, goals = load.run(proved(target, size, parts))
     record(
         "proof-serving",
-        rows=rows,
+        rows=[{"part": name, "what": what, "value": value} for name, row in rows for what, value in row.items()],
         goals=goals,
         seconds=time.perf_counter() - began,
         packages=("uvicorn", "uvloop", "httptools", "grpcio", "tritonclient"),
@@ -192,32 +192,30 @@ def declared(default: float | None = None, slo: float | None = None) -> dict[str
     return {"serving": serving, "training_rows": "source"}
 
 
-async def proved(target: Target, size: Size, parts: Sequence[str]) -> tuple[list[Row], list[Row]]:
-    """The rows and the goals of the parts that are asked for."""
-    rows: list[Row] = []
+async def proved(target: Target, size: Size, parts: Sequence[str]) -> tuple[list[tuple[str, Row]], list[Row]]:
+    """What the parts that are asked for came to, by their names, and the goals."""
+    rows: list[tuple[str, Row]] = []
     goals: list[Row] = []
     if "outage" in parts:
         for default in (None, DEFAULT):
             found = await outage(target, size, default)
-            rows.append(found)
+            rows.append((named(default), found))
             goals += outage_goals(found)
         await declare(target, FAST)  # a default would hide what fails below
     if "reload" in parts:
-        rows.append(await reload(target, size))
-        goals += reload_goals(rows[-1], size)
+        rows.append(("reload", await reload(target, size)))
+        goals += reload_goals(rows[-1][1], size)
     for case, promised in SLO_MS.items():
         if case in target.requests:
             await declare(target, case, slo=promised)
     if "overload" in parts:
-        rows.append(await overload(target, size))
-        goals += overload_goals(rows[-1])
+        rows.append(("overload", await overload(target, size)))
+        goals += overload_goals(rows[-1][1])
     if "storm" in parts:
         for calm, storming in ((FAST, SLOW), (SLOW, FAST)):
-            rows.append(await storm(target, size, calm, storming))
-            name = f"storm: {calm}'s p99 beside a storm of {storming}, of that without one"
-            goals.append(goal(name, rows[-1]["ratio"], WITHIN))
-            bad = sum(count for status, count in rows[-1]["calm statuses"].items() if status != "200")
-            goals.append(goal(f"storm: {calm}'s requests that were not answered 200", bad, 0))
+            found = await storm(target, size, calm, storming)
+            rows.append((f"storm of {storming}", found))
+            goals += storm_goals(found)
     return rows, goals
 
 
@@ -247,7 +245,6 @@ async def outage(target: Target, size: Size, default: float | None) -> Row:
     refused = [one for one in seen if one.status == UNAVAILABLE]
     failed = [one for one in seen if one.status != load.OK]
     return {
-        "part": "outage",
         "default": default is not None,
         "requests": len(seen),
         "statuses": told(found.statuses),
@@ -271,9 +268,14 @@ async def declare(target: Target, case: str, default: float | None = None, slo: 
     await asyncio.sleep(3.0)  # it looks at its cases every second
 
 
+def named(default: float | None) -> str:
+    """An outage's name."""
+    return "outage" if default is None else "outage with a default answer"
+
+
 def outage_goals(row: Row) -> list[Row]:
     """Every request is answered, 503 only while Triton is away, none with a default answer; the log has no gap."""
-    name = f"outage, {'with' if row['default'] else 'without'} a default answer"
+    name = named(DEFAULT if row["default"] else None)
     found = [
         goal(f"{name}: requests without an answer", row["unanswered"], 0),
         goal(f"{name}: statuses other than 200 and 503", len(row["statuses"].keys() - {"200", "503"}), 0),
@@ -362,7 +364,6 @@ async def reload(target: Target, size: Size) -> Row:
             seen = client.seen
     bodies = b"\n".join(one.body for one in seen if one.status == load.OK)
     return {
-        "part": "reload",
         "requests": len(seen),
         "statuses": told(found.statuses),
         "errors": found.errors,
@@ -435,7 +436,6 @@ async def overload(target: Target, size: Size) -> Row:
     took = [one.seconds * 1000 for one in refused]
     rest = memory[len(memory) // 4 :]
     return {
-        "part": "overload",
         "capacity/s": round(can),
         "offered/s": round(len(found.late) / found.wall),
         "requests": len(seen),
@@ -527,7 +527,6 @@ async def storm(target: Target, size: Size, calm: str, storming: str) -> Row:
                     statuses["storm"] += found[1].statuses
     ratios = [there / alone for there, alone in zip(beside, quiet, strict=True)]
     return {
-        "part": "storm",
         "calm": calm,
         "storming": storming,
         "capacity/s": round(can, 1),
@@ -537,6 +536,17 @@ async def storm(target: Target, size: Size, calm: str, storming: str) -> Row:
         "calm statuses": told(statuses["calm"]),
         "statuses": told(statuses["storm"]),
     }
+
+
+def storm_goals(row: Row) -> list[Row]:
+    """The calm case hardly notices."""
+    calm = row["calm"]
+    bad = sum(count for status, count in row["calm statuses"].items() if status != "200")
+    name = f"storm of {row['storming']}"
+    return [
+        goal(f"{name}: {calm}'s p99, of that without a storm", row["ratio"], WITHIN),
+        goal(f"{name}: {calm}'s requests that were not answered 200", bad, 0),
+    ]
 
 
 def calm_seconds(case: str, size: Size) -> float:

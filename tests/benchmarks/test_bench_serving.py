@@ -184,6 +184,14 @@ def test_without_joining_calls_are_under_way_at_once(monkeypatch):
     assert asyncio.run(most_at_once()) == 3
 
 
+def test_without_a_gpu_the_bench_says_so(monkeypatch):
+    """Nothing is started for triage on a GPU where there is none."""
+    monkeypatch.setattr(bench, "machine", lambda: {"gpu": None})
+    rows, said = bench.on_gpu(None, bench.QUICK, ())
+    assert rows == []
+    assert "there is no GPU here" in said
+
+
 def turn(per_second, seconds=0.01, rate=0.0):
     """A turn of a second."""
     return bench.Turn(rate, load.Load([seconds] * per_second, {}, 1.0, 0.1, [0.0] * per_second), 0.5, 100.0)

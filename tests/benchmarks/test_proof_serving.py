@@ -81,6 +81,14 @@ def test_an_overload_without_a_refusal_is_no_overload():
     assert all(each["holds"] for each in held)
 
 
+def test_a_storm_may_take_half_of_the_others_time():
+    """One and a half times the p99 holds, more does not, and a refusal of the calm case never does."""
+    row = {"calm": "bank", "storming": "triage", "ratio": 1.5, "calm statuses": {"200": 90}}
+    assert [each["holds"] for each in proof.storm_goals(row)] == [True, True]
+    assert [each["holds"] for each in proof.storm_goals(row | {"ratio": 1.6})] == [False, True]
+    assert not proof.storm_goals(row | {"calm statuses": {"200": 90, "503": 1}})[1]["holds"]
+
+
 def test_statuses_are_told_in_words():
     """An ended connection and a silence have names."""
     assert proof.told({200: 5, load.ENDED: 1, load.NOTHING: 2, 503: 0}) == {"nothing": 2, "ended": 1, "200": 5}
