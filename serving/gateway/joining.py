@@ -8,32 +8,31 @@ hangs on their number. Crankshaw et al., "Clipper: A Low-Latency Online Predicti
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.errors import Unavailable
+from pipelines.errors import DataError, Unavailable
 from serving.gateway.pace import Pace, Wait, of_triton
 from serving.gateway.refusal import Refused
 from serving.gateway.tracing import Turn
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Tensors = Mapping[str, "NDArray[Any]"]
+Inputs = Mapping[str, Any]
+"""Tensors by name, or columns of raw values that are yet to be encoded."""
 
 
 class Call(NamedTuple):
-    """One call: its tensors, the monotonic time by which it must be answered, and the requests that it is for.
+    """One call: its inputs, the monotonic time by which it must be answered, and the requests that it is for.
 
     ``promised`` is the time by which it is to be answered if all goes well.
     """
 
-    tensors: Tensors
+    inputs: Inputs
     deadline: float
     turns: tuple[Turn, ...] = ()
     promised: float = math.inf
@@ -41,7 +40,7 @@ class Call(NamedTuple):
     @property
     def rows(self) -> int:
         """How many rows it has."""
-        return len(next(iter(self.tensors.values())))
+        return len(next(iter(self.inputs.values())))
 
 
 class Refusal(Unavailable):
@@ -58,7 +57,7 @@ class Late(Refused):
 
 
 Send = Callable[[Call], Awaitable[list[float]]]
-"""Scores of a call's rows, in their order. Raises Unavailable; Refusal where it may be due to single rows."""
+"""Scores of a call's rows, in their order. Raises Unavailable; Refusal or DataError where single rows may be why."""
 
 
 class _Waiting(NamedTuple):
@@ -67,7 +66,7 @@ class _Waiting(NamedTuple):
 
 
 class Lane:
-    """The calls of one version whose tensors have the same form: one is under way, what comes meanwhile is the next.
+    """The calls of one version whose inputs have the same form: one is under way, what comes meanwhile is the next.
 
     A joined call has the deadline of the row that can wait longest, and each row its own. If the rows' values are what
     a joined call fails of, its halves are asked for again, and theirs, until the wrong requests are alone: each gets
@@ -198,7 +197,7 @@ class Lane:
     async def _answer(self, together: Sequence[_Waiting]) -> None:
         try:
             scores = await self._timed(_joined([one.call for one in together]))
-        except Refusal as error:
+        except (Refusal, DataError) as error:
             if len(together) == 1:
                 _fail(together, error)
                 return
@@ -227,9 +226,15 @@ def _too_late(answer: asyncio.Future[list[float]]) -> None:
 def _joined(calls: Sequence[Call]) -> Call:
     if len(calls) == 1:
         return calls[0]
-    tensors = {name: np.concatenate([call.tensors[name] for call in calls]) for name in calls[0].tensors}
+    inputs = {name: _end_to_end([call.inputs[name] for call in calls]) for name in calls[0].inputs}
     turns = tuple(turn for call in calls for turn in call.turns)
-    return Call(tensors, max(call.deadline for call in calls), turns)
+    return Call(inputs, max(call.deadline for call in calls), turns)
+
+
+def _end_to_end(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], np.ndarray):
+        return np.concatenate(values)
+    return [*itertools.chain.from_iterable(values)]
 
 
 def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:

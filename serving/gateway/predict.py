@@ -497,7 +497,7 @@ async def _scored_by(
     asks(version.number)
     kept = case.cache()
     if kept is None:
-        return await _asked(gateway, case, version, columns, deadline, promised)
+        return await gateway.triton.score_rows(case.fields, version, columns, deadline, promised)
     count = len(columns[EVENT_TIME])
     if count > INLINE_ROWS:
         known = await in_thread(keys, case.fields, columns)
@@ -508,19 +508,11 @@ async def _scored_by(
     gateway.metrics.cached.labels(case.name).inc(count - len(missing))
     if missing:
         rest = {name: tuple(values[place] for place in missing) for name, values in columns.items()}
-        fresh = await _asked(gateway, case, version, rest, deadline, promised)
+        fresh = await gateway.triton.score_rows(case.fields, version, rest, deadline, promised)
         each = kept.keep(version.number, [known[place] for place in missing], fresh)
         for place, scores in zip(missing, each, strict=True):
             found[place] = scores
     return [score for scores in found if scores is not None for score in scores]
-
-
-async def _asked(
-    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
-) -> list[float]:
-    with phase("encode"):
-        parts = await version.parts(columns)
-    return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
 def _flag(gateway: Gateway, case: Case, who: str, why: str) -> None:

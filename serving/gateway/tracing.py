@@ -111,7 +111,8 @@ class Turn:
     """A request until it has its scores: ``triton`` is when a call with rows of it is under way, ``queue`` the rest.
 
     Use it in a ``with`` of the request's own task. Whoever sends a call, in whichever task, says so by ``went`` and
-    ``came``; of parts that are under way at a time none counts twice.
+    ``came``; of parts that are under way at a time none counts twice. What is done for a call before it goes out is
+    another phase, between ``begins`` and ``went``.
     """
 
     __slots__ = ("_context", "_course", "_open", "_since", "_span", "_under_way")
@@ -137,11 +138,16 @@ class Turn:
             self._count("queue")
         self._open = False
 
-    def went(self) -> None:
-        """A call with rows of it goes out."""
+    def begins(self) -> None:
+        """It waits no more: its rows are made ready for a call."""
+        if self._open:
+            self._count("queue")
+
+    def went(self, after: str = "queue") -> None:
+        """A call with rows of it goes out, ``after`` a phase."""
         self._under_way += 1
         if self._under_way == 1 and self._open:
-            self._count("queue")
+            self._count(after)
             if (tracer := _tracer()) is not None:
                 self._span = tracer.start_span("triton", context=self._context)
 

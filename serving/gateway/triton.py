@@ -23,14 +23,17 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from pipelines.channel import OPTIONS, credentials, of_queue
+from pipelines.encoding import Columns, Encode
 from pipelines.errors import Crowded, Unavailable
-from pipelines.fields import Fields
-from pipelines.parts import Part, together
+from pipelines.fields import EVENT_TIME, Fields
+from pipelines.parts import MAX_BATCH, Part, together
 from serving.gateway.joining import Call, Lane, Late, Refusal
-from serving.gateway.tracing import Turn, carried
+from serving.gateway.tracing import Turn, carried, phase
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from serving.gateway.versions import Version
 
 IN_FLIGHT = 4
 """Inferences of one request that Triton holds at a time.
@@ -116,6 +119,25 @@ class Triton:
         granted = self.deadline_seconds if seconds is None else seconds
         return time.monotonic() + granted + min(texts * self.per_text, MOST_SECONDS)
 
+    async def score_rows(
+        self, fields: Fields, version: Version, columns: Columns, deadline: float, promised: float | None = None
+    ) -> list[float]:
+        """:meth:`score` of columns of raw values, which are encoded by their version.
+
+        Rows of a table are encoded with those that share their call, at a fraction of what each takes alone; texts are
+        before, as their lengths say which call they share. Raises DataError for a value that the encoding refuses.
+        """
+        count = len(columns[EVENT_TIME])
+        if version.text or count > MAX_BATCH:
+            with phase("encode"):
+                parts = await version.parts(columns)
+            return await self.score(fields, version.number, parts, deadline, promised)
+        lane = self._lane(fields, version.number, None, MAX_BATCH, version.encode)
+        if promised is not None:
+            promised = lane.admit(count, promised, deadline)
+        with Turn() as turn:
+            return await lane.ask(Call(columns, deadline, (turn,), math.inf if promised is None else promised))
+
     async def score(
         self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None = None
     ) -> list[float]:
@@ -130,31 +152,35 @@ class Triton:
         with Turn() as turn:
             whole = Call({}, deadline, (turn,), math.inf if promised is None else promised)
             if len(parts) == 1:  # its rows are in their order: one length has no other
-                return await self._lane(fields, version, parts[0]).ask(whole._replace(tensors=parts[0].tensors))
+                return await self._lane_of(fields, version, parts[0]).ask(whole._replace(inputs=parts[0].tensors))
             return await self._gather(fields, version, parts, whole)
 
     def _admitted(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float) -> float:
         """When rows are promised that may be asked for now. Raises Late (Lane.admit)."""
         if len(parts) == 1:
-            return self._lane(fields, version, parts[0]).admit(len(parts[0].rows), promised, deadline)
+            return self._lane_of(fields, version, parts[0]).admit(len(parts[0].rows), promised, deadline)
         asked: Counter[Lane] = Counter()
         for part in parts:
-            asked[self._lane(fields, version, part)] += len(part.rows)
+            asked[self._lane_of(fields, version, part)] += len(part.rows)
         try:
             return max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
         except Late as error:
             error.rows = sum(asked.values())  # all of them are refused
             raise
 
-    def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
+    def _lane_of(self, fields: Fields, version: int, part: Part) -> Lane:
         """The lane of calls that this part may share one with."""
         form = tuple((name, tensor.shape[1:]) for name, tensor in part.tensors.items())
+        return self._lane(fields, version, form, together(part))
+
+    def _lane(self, fields: Fields, version: int, form: Any, most: int, encode: Encode | None = None) -> Lane:
+        """The lane of calls with inputs of this ``form``, of ``most`` rows each; ``encode`` makes tensors of them."""
         lane = self._lanes.get((fields.case, version, form))
         if lane is None:
             if len(self._lanes) >= MOST_LANES:  # versions of before, lengths of texts that are rare
                 self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
-            send = partial(self._send, fields, version, self._told(fields.case))
-            lane = self._lanes[fields.case, version, form] = Lane(send, together(part))
+            send = partial(self._send, fields, version, self._told(fields.case), encode)
+            lane = self._lanes[fields.case, version, form] = Lane(send, most)
         return lane
 
     def waiting(self) -> Counter[str]:
@@ -164,14 +190,21 @@ class Triton:
             found[case] += lane.waiting
         return found
 
-    async def _send(self, fields: Fields, version: int, told: Callable[[int], None], call: Call) -> list[float]:
+    async def _send(
+        self, fields: Fields, version: int, told: Callable[[int], None], encode: Encode | None, call: Call
+    ) -> list[float]:
         name = f"{fields.case} version {version}"
+        after, tensors = "queue", call.inputs
+        if encode is not None:
+            for turn in call.turns:
+                turn.begins()
+            after, tensors = "encode", encode(call.inputs)
         for turn in call.turns:
-            turn.went()
+            turn.went(after)
         told(call.rows)
         try:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
-                return await self._score(name, fields, version, call)
+                return await self._score(name, fields, version, call._replace(inputs=tensors))
         except OpenedState as error:
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
@@ -188,8 +221,8 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                call = whole._replace(tensors=part.tensors)
-                values = await self._lane(fields, version, part).ask(call)
+                call = whole._replace(inputs=part.tensors)
+                values = await self._lane_of(fields, version, part).ask(call)
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -203,7 +236,7 @@ class Triton:
 
     async def _score(self, name: str, fields: Fields, version: int, call: Call) -> list[float]:
         outputs, (low, high) = fields.outputs, fields.answers
-        request = _request(fields.case, version, call.tensors)
+        request = _request(fields.case, version, call.inputs)
         began = time.monotonic()
         try:
             answer = await self._retried(request, call)

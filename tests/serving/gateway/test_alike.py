@@ -195,7 +195,7 @@ class World:
 
         async def score(name: str, fields: Any, version: int, call: Any) -> list[float]:
             joined = len(call.turns) > 1
-            mask = call.tensors.get("attention_mask")
+            mask = call.inputs.get("attention_mask")
             self.seen["joined"] += joined
             self.seen["mixed lengths"] += joined and mask is not None and len(set(mask.sum(1).tolist())) > 1
             try:

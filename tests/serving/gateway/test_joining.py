@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import Unavailable
+from pipelines.errors import DataError, Unavailable
 from serving.gateway.joining import Call, Lane, Refusal
 from serving.gateway.tracing import Turn
 
@@ -32,7 +32,7 @@ class Triton:
         """One call."""
         self.calls.append(one)
         await asyncio.sleep(self.seconds)
-        values = one.tensors["x"][:, 0]
+        values = one.inputs["x"][:, 0]
         if self.away:
             raise Unavailable("nobody answers")
         if (values == -1).any():
@@ -80,6 +80,30 @@ def test_a_wrong_row_fails_its_own_request_only():
     assert (one, two, three) == ([2.0], [4.0], [6.0])
     assert isinstance(wrong, Refusal)
     assert [one.rows for one in triton.calls] == [1, 3, 1, 2, 1, 1]
+
+
+def test_columns_go_together_and_a_value_that_cannot_be_encoded_is_refused_alone():
+    """Rows that are yet to be encoded are joined column by column; what the encoding refuses harms no neighbour."""
+    sent = []
+
+    async def send(call):
+        sent.append(call.inputs)
+        await asyncio.sleep(0.01)
+        if None in call.inputs["age"]:
+            raise DataError("age: must be finite")
+        return [2.0 * age for age in call.inputs["age"]]
+
+    async def run():
+        lane = Lane(send, 100)
+        asked = ((1,), (2, 3), (None,), (4,))
+        calls = [Call({"age": ages, "city": ("Bonn",) * len(ages)}, time.monotonic() + 5) for ages in asked]
+        return await asyncio.gather(*(lane.ask(one) for one in calls), return_exceptions=True)
+
+    one, two, wrong, four = asyncio.run(run())
+
+    assert (one, two, four) == ([2.0], [4.0, 6.0], [8.0])
+    assert isinstance(wrong, DataError)
+    assert sent[1] == {"age": [2, 3, None, 4], "city": ["Bonn"] * 4}
 
 
 def test_a_wrong_row_among_many_costs_few_calls():
@@ -152,7 +176,7 @@ def test_a_client_that_goes_away_takes_nobody_along():
     assert isinstance(found[0], asyncio.CancelledError)
     assert isinstance(found[1], asyncio.CancelledError)
     assert (found[2], idle) == ([6.0], True)
-    assert [one.tensors["x"][:, 0].tolist() for one in triton.calls] == [[1], [3]]
+    assert [one.inputs["x"][:, 0].tolist() for one in triton.calls] == [[1], [3]]
 
 
 def test_a_joined_call_is_for_all_of_its_requests():
