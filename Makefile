@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data bench-serving proof-serving flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ status: ## what runs, and does it work [STATE=runs/local]
 
 clean: ## stop every stack under runs/, remove both environments and all caches; runs/ itself stays
 	@for record in runs/*/stack.json; do [ ! -e "$$record" ] || $(PY) -m embedded down --home "$$(dirname "$$record")" || exit 1; done
-	rm -rf .venv .venv-triton .venv-bench .venv-nannyml .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-triton .venv-bench .venv-bench-serving .venv-nannyml .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 check: setup ## lint, format, types, import rules, fast tests; how the code reads, counted
@@ -127,6 +127,9 @@ proof-doors: ## a gateway under damaged requests, long bodies and held connectio
 proof-labels: ## every label judged once, however late and in what batches it comes (benchmarks/results/proof-labels.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof.labels $(ARGS)
 
+proof-serving: ## Triton killed, releases under load, three times what it can, another case's storm: who is answered what (benchmarks/results/proof-serving.json) [ARGS=--quick]
+	$(PY) -m benchmarks.proof.serving $(ARGS)
+
 test-full: ## the long tests; PROFILE=full: demo, killed worker, drift runs at once, limits, monitoring (benchmarks/results/full-stack.json, .log)
 	set -o pipefail; { $(PY) -m benchmarks.full.stack $(ARGS) && $(PY) -m pytest -m long && PERENNIAL_TEST_CASE= $(PY) -m pytest tests/system/test_demo.py && PERENNIAL_TEST_PROFILE=full $(PY) -m pytest tests/dags/test_real_airflow.py; } 2>&1 \
 		| sed -u -e 's|$(CURDIR)/||g' $(if $(PERENNIAL_DATA_DIR),-e 's|$(PERENNIAL_DATA_DIR)|$$PERENNIAL_DATA_DIR|g') | tee benchmarks/results/full-stack.log
@@ -183,3 +186,6 @@ bench-models: ## what each family of models costs: fit, export, parity, rows in 
 
 bench-data: ## rows from Parquet, CSV and PostgreSQL to a split data set beside bare polars, and pandas with pandera (benchmarks/results/data.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.data $(ARGS)
+
+bench-serving: setup ## the gateway beside bare Triton, FastAPI, BentoML, LitServe and MLflow's server under the same load (benchmarks/results/serving.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.serving $(ARGS)

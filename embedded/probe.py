@@ -77,7 +77,7 @@ def _restore(settings: Settings, broken: list[str]) -> None:
         for release in found:
             try:
                 with repository.alone(settings.model_repository, release.case):
-                    rollout.restore(settings, load_fields(release.case), load_params(release.case).serving.device)
+                    rollout.restore(settings, load_fields(release.case), load_params(release.case).serving)
             except PerennialError as error:
                 broken.append(f"case {release.case}, champion {release.champion}: {error}")
 

@@ -6,7 +6,7 @@ import sys
 
 NAME = "perennial"
 STACK = ("up", "down", "status")
-ALSO = f"The stack has commands of its own: {', '.join(STACK)}, doctor and demo, each with --help."
+ALSO = f"The stack has commands of its own: {', '.join(STACK)}, doctor, tune and demo, each with --help."
 
 
 def main() -> int:
@@ -20,6 +20,10 @@ def main() -> int:
         from embedded.doctor import main as doctor
 
         return doctor(asked[1:], prog=f"{NAME} doctor")
+    if asked[:1] == ["tune"]:
+        from embedded.tune.__main__ import main as tune
+
+        return tune(asked[1:], prog=f"{NAME} tune")
     if asked and asked[0] in STACK:
         from embedded.__main__ import main as stack
 

@@ -1,4 +1,4 @@
-"""The gRPC channel to Triton, for deployer and gateway alike: who we are, whom we believe."""
+"""The gRPC channel to Triton, for deployer and gateway alike: who we are, whom we believe, what its queue says."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import grpc
 
 OPTIONS = (("grpc.enable_http_proxy", 0),)
+_OF_QUEUES = {
+    "Exceeds maximum queue size": "is full (serving.batching.queue.size)",
+    "Request timeout expired": "has kept it waiting for too long (serving.batching.queue.timeout_ms, or its deadline)",
+}
+"""Triton's words (2.51) where its dynamic batcher turns a request away; its status is UNAVAILABLE, of others too."""
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----\n?", re.DOTALL)
 
 
@@ -34,3 +39,8 @@ def credentials(client: SecretStr) -> grpc.ChannelCredentials:
             "the authority's certificate in PEM (`make secrets` makes such a file, triton_client)"
         )
     return grpc.ssl_channel_credentials("".join(certificates[1:]).encode(), keys[0].encode(), certificates[0].encode())
+
+
+def of_queue(details: str | None) -> str:
+    """What a model's queue in Triton is, if ``details`` of an error say that it turned a request away; else empty."""
+    return next((what for words, what in _OF_QUEUES.items() if words in (details or "")), "")

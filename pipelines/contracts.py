@@ -329,7 +329,13 @@ class Finding(Value):
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}$"
 """What a ``prediction_id`` looks like."""
 ELSEWHERE = 0
-"""The version of rows that no model of ours answered: those that were imported. Ours are numbered from 1."""
+"""The version of rows that no model of ours answered: imported, or answered by a declared default.
+
+Ours are numbered from 1.
+"""
+
+DEFAULT = "default"
+"""The ``outcome`` of a line whose row was answered by the case's declared default."""
 
 
 class PredictionLine(TypedDict):
@@ -340,7 +346,9 @@ class PredictionLine(TypedDict):
     In a case with classes ``prediction`` is the position of the likeliest class, ``score`` its probability,
     and ``scores`` holds those of all classes in their declared order. In a case that predicts a number both
     ``prediction`` and ``score`` are that number. Imported rows are of version ``ELSEWHERE``; they have neither where
-    nobody answered them. ``traceparent`` is that of the request (W3C Trace Context), if it had one.
+    nobody answered them. ``traceparent`` is that of the request (W3C Trace Context), if it had one. ``outcome`` is
+    ``default`` where the case's declared default was answered (``serving.default``): no model gave what stands
+    there, the version is ``ELSEWHERE``, and whoever reads the log sees a row that nobody answered.
     """
 
     prediction_id: str
@@ -353,6 +361,7 @@ class PredictionLine(TypedDict):
     row: dict[str, str | float | int | bool | list[float] | None]
     scores: NotRequired[list[float]]
     traceparent: NotRequired[str]
+    outcome: NotRequired[str]
 
 
 class LabelLine(TypedDict):

@@ -12,6 +12,7 @@
     |-- TrainingDiverged   a loss or a gradient is not finite                                        (no retry)
     `-- Unavailable        MLflow, Triton, the gateway or a database does not answer                 (retry)
         |-- NoRoom         a disk is full: make room                                                   (retry)
+        |-- Crowded        Triton answers, and has no room in a model's queue now                      (retry)
         |-- Preempted    a training was asked to leave and has saved itself                        (retry)
         `-- Overtaken    another drift run decided first, on the same earlier state                (retry)
 
@@ -90,6 +91,10 @@ class NoRoom(Unavailable):
     """A disk or a quota is full; nothing was kept of what was asked for."""
 
     status = 507
+
+
+class Crowded(Unavailable):
+    """Triton answers, and turned this away: the model's queue was full, or it waited there for too long."""
 
 
 class Preempted(Unavailable):

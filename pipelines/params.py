@@ -435,7 +435,10 @@ class Slo(Strict):
 
 
 class Queue(Strict):
-    """What may wait in Triton for its turn: Triton's ``default_queue_policy``."""
+    """What may wait in Triton for its turn: Triton's ``default_queue_policy``, if anything of it is declared.
+
+    It has a price: then its batcher begins no batch before an instance is idle, and may find that out late.
+    """
 
     timeout_ms: float | None = Field(default=None, gt=0)
     """What has waited longer is refused. None: as long as the request's deadline allows."""
@@ -482,6 +485,10 @@ class ServingParams(Strict):
     neither champion nor previous release can. None: such a request is refused.
     """
     cache: Cache | None = None
+
+
+DEFAULT_SERVING = ServingParams()
+"""How a case is served that says nothing of it."""
 
 
 class EventTimes(Strict):

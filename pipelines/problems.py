@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
+from pipelines.errors import ConfigError
 from pipelines.fields import (
     EARLIEST,
     FLOAT32_MAX,
@@ -16,6 +17,7 @@ from pipelines.fields import (
     Attribute,
     Categorical,
     Field,
+    Fields,
     Flag,
     Moment,
     Numeric,
@@ -39,6 +41,8 @@ ProblemCode = Literal[
 ]
 """What can be wrong with a value, in a word that programs read: metrics count by it."""
 
+SUMS_TO_ONE = 1e-6
+"""How far declared probabilities may sum from 1."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -197,3 +201,35 @@ def allowed(field: Field) -> str | float | bool | list[float]:
             return int(value)
         return value
     return "What somebody would write here, in a sentence or in a page."[: field.max_chars]
+
+
+def default_scores(fields: Fields, default: float | dict[str, float] | None) -> tuple[float, ...] | None:
+    """The declared scores, one per output in declared order; None if none is declared.
+
+    Raises ConfigError, with the parameter's name, for what no model of the case could answer.
+    """
+    if default is None:
+        return None
+    if fields.classes:
+        return _of_classes(fields, default)
+    if isinstance(default, dict):
+        wanted = "the number" if fields.number is not None else "the probability of 1"
+        raise ConfigError(f"serving.default: {fields.case} has no classes: give one number, {wanted}")
+    low, high = fields.answers
+    if not low <= default <= high:
+        what = "probability" if fields.number is None else "number that the target may be"
+        raise ConfigError(f"serving.default: {default:g} is no {what}: give one from {low:g} to {high:g}")
+    return (float(default),)
+
+
+def _of_classes(fields: Fields, default: float | dict[str, float]) -> tuple[float, ...]:
+    names = ", ".join(fields.classes)
+    if not isinstance(default, dict) or set(default) != set(fields.classes):
+        raise ConfigError(f"serving.default: give one probability for each of the classes {names}")
+    for name, value in default.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"serving.default.{name}: {value:g} is no probability: give one from 0 to 1")
+    total = sum(default.values())
+    if abs(total - 1) > SUMS_TO_ONE:
+        raise ConfigError(f"serving.default: the probabilities of {names} sum to {total:g}: let them sum to 1")
+    return tuple(float(default[name]) for name in fields.classes)

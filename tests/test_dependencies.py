@@ -57,7 +57,6 @@ NOT_IMPORTED = {
     "types-pyyaml": "types for mypy",
     "types-requests": "types for mypy",
     "xgboost-cpu": "the family xgboost of estimators, imported by its name",
-    "uvloop": "uvicorn's event loop: --loop=uvloop",
 }
 """Direct dependencies that no line of ours imports, and what they are for."""
 IMPORT = """

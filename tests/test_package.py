@@ -60,10 +60,11 @@ def test_the_console_script_has_all_commands(installed, tmp_path):
     """`perennial --help` names the steps, `perennial up --help` is the stack's."""
     said = " ".join(called([installed / "perennial", "--help"], tmp_path).split())
     assert said.startswith("usage: perennial ")
-    assert all(word in said for word in ("ingest", "history", "up, down, status, doctor and demo"))
+    assert all(word in said for word in ("ingest", "history", "up, down, status, doctor, tune and demo"))
     for command in ("up", "down", "status", "demo"):
         assert "--home" in called([installed / "perennial", command, "--help"], tmp_path)
     assert "--json" in called([installed / "perennial", "doctor", "--help"], tmp_path)
+    assert "--write" in called([installed / "perennial", "tune", "--help"], tmp_path)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from pipelines.imports import syntax_tree
 from pipelines.installation import ROOT
 from pipelines.params import EncoderParams, EstimatorParams, Params, TextModelParams
 from pipelines.params_file import load_params, params_file
+from pipelines.problems import default_scores
 from pipelines.settings import Settings, read_settings
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
 
     # The fields first: names in the parameters are looked up in them.
     fields = tried(lambda: declared_fields(case, import_part(case, "schema", lambda: _schema(case, anew=anew))))
-    params = tried(lambda: load_params(case))
+    params = tried(lambda: _params(case, fields))
     names: dict[str, set[str] | None] = {}
     for path in _code(case):
         names[path.stem] = tried(lambda path=path: _names(case, path, trains=trains))  # type: ignore[misc]
@@ -126,6 +127,14 @@ def _examined(case: str, *, anew: bool, trains: bool) -> Case:
     if fields is not None and (problem := _of_features(case, fields, names.get("features"))):
         problems[problem] = None
     return Case(case, params, fields, "; ".join(problems))
+
+
+def _params(case: str, fields: Fields | None) -> Params:
+    """A case's parameters. Raises ConfigError also for a declared default that the case could not answer."""
+    params = load_params(case)
+    if fields is not None:
+        default_scores(fields, params.serving.default)
+    return params
 
 
 def _of_source(case: str, params: Params | None) -> dict[str, None]:

@@ -48,7 +48,7 @@ def take_back(settings: Settings, case: str, reason: str) -> dict[str, Any]:
         return _answer(case, None, changed=False, follow={})
     fields, params = load_fields(case), load_params(case)
     with repository.alone(settings.model_repository, case):
-        loaded = rollout.restore(settings, fields, params.serving.device, retired=False)
+        loaded = rollout.restore(settings, fields, params.serving, retired=False)
         changed = ledger.set_retired(settings.ledger, case, retired=False, reason=reason, actor=settings.who)
     follow: dict[str, Callable[[], list[str]]] = {"MLflow": lambda: aliases.project(settings, case)}
     if params.schedule.live:  # `up` leaves those of a case that is history paused, too

@@ -16,7 +16,7 @@ import msgspec
 import polars as pl
 
 from pipelines import objects, segments
-from pipelines.contracts import ELSEWHERE, LabelLine, PredictionLine, RefusalLine, Window
+from pipelines.contracts import DEFAULT, ELSEWHERE, LabelLine, PredictionLine, RefusalLine, Window
 from pipelines.data import records
 from pipelines.data.records import SPREAD, Done, Part
 from pipelines.errors import IntegrityError
@@ -249,15 +249,28 @@ def _decode(line: bytes, kind: Kind, allowed: Allowed) -> dict[str, Any]:
         if not allowed.numbers and not _is_position(value["label"]):
             raise ValueError("label is not a class")
         return row | {"label": value["label"], "revision": value["revision"], "label_time": moment}
+    own = {"event_time": moment, "row": value["row"]}
+    return row | own | _given(value, allowed)
+
+
+def _given(value: PredictionLine, allowed: Allowed) -> dict[str, Any]:
+    """What a row was answered, and by whom; a declared default is no answer beyond the log.
+
+    What was declared says nothing about any model.
+    """
     if (value["prediction"] is None) is not (value["score"] is None):
         raise ValueError("prediction and score go together")
     if value["score"] is None and value["version"] != ELSEWHERE:
         raise ValueError("an answer has a prediction and a score")
     if not allowed.numbers and value["prediction"] is not None and not _is_position(value["prediction"]):
         raise ValueError("prediction is not a class")
-    fixed = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
-    own = {"event_time": moment, "row": value["row"]}
-    return row | fixed | own | {name: value.get(name) for name in SOMETIMES}
+    found: dict[str, Any] = {name: value[name] for name in ("request_id", "version", "score", "prediction")}
+    found |= {name: value.get(name) for name in SOMETIMES}
+    if value.get("outcome") != DEFAULT:
+        return found
+    if value["version"] != ELSEWHERE:
+        raise ValueError("a default answer is none of a version")
+    return found | dict.fromkeys(("score", "prediction", SCORES))
 
 
 def _refusal(value: RefusalLine) -> dict[str, Any]:

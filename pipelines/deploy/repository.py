@@ -21,7 +21,7 @@ from pipelines.encoding import signature
 from pipelines.errors import IntegrityError, Unavailable
 from pipelines.fields import Fields
 from pipelines.files import file_sha256, fsync_folder, usual_mode, write_atomic
-from pipelines.params import Device
+from pipelines.params import DEFAULT_SERVING, Batching, Device, Queue, ServingParams
 from pipelines.provenance import wall_time
 from pipelines.runtime import MODEL
 
@@ -37,14 +37,30 @@ input [
 ]
 output [ {output} ]
 version_policy {{ specific {{ versions: [ {versions} ] }} }}
-instance_group [ {{ kind: {kind} count: 1 }} ]
-parameters [
+instance_group [ {{ kind: {kind} count: {instances} }} ]
+{batching}parameters [
   {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }},
   {{ key: "session.intra_op.allow_spinning" value: {{ string_value: "0" }} }}
 ]
 """
-# No dynamic batching: on a CPU it costs a small model latency, and brings a transformer nothing (its work grows with
-# the tokens).
+# Not batched unless a case says so: on a CPU it costs a small model latency, and brings a transformer nothing (its work
+# grows with the tokens).
+_BATCHING = """dynamic_batching {{
+  preferred_batch_size: [ {preferred} ]
+  max_queue_delay_microseconds: {window}
+{queue}}}
+"""
+_QUEUE = """  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {timeout}
+    allow_timeout_override: true
+    max_queue_size: {size}
+  }}
+"""
+# Not written unless a case asks for it: with a policy Triton's batcher begins a batch only where an instance waits for
+# one, and looks again after half a second if it came too early (core, pull request 237; server, issue 8870).
+LONGEST_WAIT_MS = 3_600_000.0
+"""A request's own timeout can only shorten the queue's, so that where none is declared it needs one that is longer."""
 
 
 _KINDS: dict[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
@@ -59,8 +75,8 @@ class Busy(Unavailable):
     """Another process works on the case's part of the repository."""
 
 
-def config(fields: Fields, versions: Iterable[int], device: Device = "auto") -> str:
-    """Text of a case's config.pbtxt: tensors as declared, exactly ``versions`` to be loaded, and the device."""
+def config(fields: Fields, versions: Iterable[int], serving: ServingParams = DEFAULT_SERVING) -> str:
+    """Text of a case's config.pbtxt: tensors and ``serving`` as declared, exactly ``versions`` to be loaded."""
     inputs, output = signature(fields)
     return _CONFIG.format(
         case=fields.case,
@@ -68,8 +84,26 @@ def config(fields: Fields, versions: Iterable[int], device: Device = "auto") -> 
         inputs=",\n  ".join(map(_tensor, inputs)),
         output=_tensor(output),
         versions=", ".join(map(str, sorted(versions))),
-        kind=_KINDS[device],
+        kind=_KINDS[serving.device],
+        instances=serving.instances,
+        batching="" if serving.batching is None else _batching(serving.batching),
     )
+
+
+def _batching(declared: Batching) -> str:
+    """Triton's dynamic batcher as declared, in microseconds."""
+    queue, policy = declared.queue, ""
+    if queue != Queue():
+        timeout = _microseconds(LONGEST_WAIT_MS if queue.timeout_ms is None else queue.timeout_ms)
+        policy = _QUEUE.format(timeout=timeout, size=queue.size)
+    return _BATCHING.format(
+        preferred=", ".join(map(str, declared.preferred_rows)), window=_microseconds(declared.window_ms), queue=policy
+    )
+
+
+def _microseconds(milliseconds: float) -> int:
+    """At least one, of what is not 0: Triton takes 0 for none."""
+    return max(round(milliseconds * 1000), int(milliseconds > 0))
 
 
 def _tensor(declared: Mapping[str, Any]) -> str:
@@ -139,13 +173,18 @@ def stage(repository: Path, case: str, version: int, bundle: Path) -> bool:
 
 
 def configure(
-    repository: Path, fields: Fields, versions: Iterable[int], device: Device = "auto", *, instead: str = ""
+    repository: Path,
+    fields: Fields,
+    versions: Iterable[int],
+    serving: ServingParams = DEFAULT_SERVING,
+    *,
+    instead: str = "",
 ) -> bool:
     """Write the case's configuration for ``versions``; False if it said just that already.
 
     ``instead`` is why it is not the device that the case asks for: a comment that :func:`instead_of_gpu` reads back.
     """
-    text = config(fields, versions, device)
+    text = config(fields, versions, serving)
     if instead:
         text += f"{_INSTEAD}{' '.join(instead.split())}\n"
     if read_config(repository, fields.case) == text:
@@ -173,6 +212,17 @@ def configured(repository: Path, case: str) -> list[int]:
 def instead_of_gpu(repository: Path, case: str) -> str:
     """Why the case's configuration says CPU though the case asks for a GPU; empty if it says what was asked for."""
     return read_config(repository, case).partition(_INSTEAD)[2].strip()
+
+
+def fell_back(repository: Path, fields: Fields, versions: Iterable[int], serving: ServingParams) -> bool:
+    """Whether the case's configuration is ``serving`` for these versions, on the CPU instead of a GPU."""
+    text, instead, _ = read_config(repository, fields.case).partition(_INSTEAD)
+    return bool(instead) and text == config(fields, versions, on_cpu(serving))
+
+
+def on_cpu(serving: ServingParams) -> ServingParams:
+    """The same on the CPU."""
+    return serving.model_copy(update={"device": "cpu"})
 
 
 def staged(repository: Path, case: str) -> list[int]:

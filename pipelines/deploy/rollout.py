@@ -20,9 +20,9 @@ from pipelines import ledger, runtime, storage
 from pipelines.contracts import Release
 from pipelines.deploy import repository, triton
 from pipelines.encoding import encoder
-from pipelines.errors import IntegrityError, PerennialError, Unavailable
+from pipelines.errors import Crowded, IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
-from pipelines.params import Device
+from pipelines.params import DEFAULT_SERVING, ServingParams
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -127,18 +127,24 @@ def prove(settings: Settings, fields: Fields, version: int, bundle: Path) -> Non
 
 
 def offer(
-    settings: Settings, fields: Fields, version: int, bundle: Path, *, device: Device = "auto", revive: bool = False
+    settings: Settings,
+    fields: Fields,
+    version: int,
+    bundle: Path,
+    *,
+    serving: ServingParams = DEFAULT_SERVING,
+    revive: bool = False,
 ) -> None:
     """Stage, load and prove ``version`` beside the kept ones; ``revive`` loads it anew if it does not answer.
 
-    On ``device``; what a GPU does not load, or does not answer as ONNX Runtime does, is proved on the CPU. Call
+    As ``serving`` says; what a GPU does not load, or does not answer as ONNX Runtime does, is proved on the CPU. Call
     while :func:`repository.alone`. Raises IntegrityError if the bundle's files are not those that were committed.
     """
     storage.read_manifest(bundle)
     repository.stage(settings.model_repository, fields.case, version, bundle)
     storage.failpoint("rollout", "staged")
     versions = {*kept(settings, fields.case), version}
-    _load(settings, fields, versions, device)
+    _load(settings, fields, versions, serving)
     storage.failpoint("rollout", "loaded")
     if revive:
         _revive(settings, fields, version, bundle)
@@ -148,32 +154,32 @@ def offer(
     except (IntegrityError, Unavailable) as error:
         if not _on_gpu(settings, fields.case):
             raise
-        _fall_back(settings, fields, versions, str(error))
+        _fall_back(settings, fields, versions, serving, str(error))
         prove(settings, fields, version, bundle)
 
 
-def _load(settings: Settings, fields: Fields, versions: Collection[int], device: Device) -> str:
-    """Have Triton load ``versions`` on the case's device, or if it refuses that, on the CPU.
+def _load(settings: Settings, fields: Fields, versions: Collection[int], serving: ServingParams) -> str:
+    """Have Triton load ``versions`` as the case is to be served, or if it refuses that, on the CPU.
 
     Returns why it is not the device, if so. Raises what :func:`triton.load` raises: versions that the CPU does not take
     either are no matter of devices.
     """
-    repository.configure(settings.model_repository, fields, versions, device)
+    repository.configure(settings.model_repository, fields, versions, serving)
     try:
         triton.load(settings, fields.case)
     except IntegrityError as error:
-        if device == "cpu":
+        if serving.device == "cpu":
             raise
-        _fall_back(settings, fields, versions, str(error))
+        _fall_back(settings, fields, versions, serving, str(error))
         return str(error)
     unit = "GPU" if _on_gpu(settings, fields.case) else "CPU"
-    log.info("%s is served on the %s (serving.device: %s)", fields.case, unit, device)
+    log.info("%s is served on the %s (serving.device: %s)", fields.case, unit, serving.device)
     return ""
 
 
-def _fall_back(settings: Settings, fields: Fields, versions: Collection[int], why: str) -> None:
+def _fall_back(settings: Settings, fields: Fields, versions: Collection[int], serving: ServingParams, why: str) -> None:
     """Load ``versions`` on the CPU, and say why."""
-    repository.configure(settings.model_repository, fields, versions, "cpu", instead=why)
+    repository.configure(settings.model_repository, fields, versions, repository.on_cpu(serving), instead=why)
     triton.load(settings, fields.case)
     log.warning("%s is served on the CPU instead of a GPU: %s", fields.case, why)
 
@@ -185,23 +191,20 @@ def _on_gpu(settings: Settings, case: str) -> bool:
     return False
 
 
-def _place(settings: Settings, fields: Fields, versions: Collection[int], device: Device) -> list[str]:
+def _place(settings: Settings, fields: Fields, versions: Collection[int], serving: ServingParams) -> list[str]:
     """Configure and load ``versions``; returns what that mended.
 
-    A case that fell back to the CPU stays there until its versions change: every try would load them all anew.
+    A case that fell back to the CPU stays there until its versions or ``serving`` change: every try would load them all
+    anew.
     """
     folder = settings.model_repository
     case = fields.case
     before = repository.read_config(folder, case)
     mended = list[str]()
     missing = [version for version in versions if not triton.loaded(settings, case, version)]
-    if (
-        device != "cpu"
-        and repository.instead_of_gpu(folder, case)
-        and repository.configured(folder, case) == sorted(versions)
-    ):
+    if serving.device != "cpu" and repository.fell_back(folder, fields, versions, serving):
         triton.load(settings, case)
-    elif refused := _load(settings, fields, versions, device):
+    elif refused := _load(settings, fields, versions, serving):
         mended.append(f"on the CPU instead of a GPU: {refused}")
     if repository.read_config(folder, case) != before:
         mended.append(f"configured versions {', '.join(map(str, sorted(versions)))}")
@@ -214,7 +217,7 @@ def promote(
     version: int,
     bundle: Path,
     append: Callable[[], Release],
-    device: Device = "auto",
+    serving: ServingParams = DEFAULT_SERVING,
 ) -> Release:
     """Offer a candidate, then ``append`` its release; call while :func:`repository.alone`.
 
@@ -222,26 +225,28 @@ def promote(
     """
     before = list(kept(settings, fields.case))
     try:
-        offer(settings, fields, version, bundle, device=device)
+        offer(settings, fields, version, bundle, serving=serving)
         release = append()
     except BaseException:
-        _withdraw(settings, fields, before, device)
+        _withdraw(settings, fields, before, serving)
         raise
     storage.failpoint("rollout", "appended")
     return release
 
 
-def _withdraw(settings: Settings, fields: Fields, before: list[int], device: Device) -> None:
+def _withdraw(settings: Settings, fields: Fields, before: list[int], serving: ServingParams) -> None:
     """Go back to the versions ``before``; what Triton cannot do now, reconcile does later."""
     with suppress(PerennialError):
         if before:
-            _load(settings, fields, before, device)
+            _load(settings, fields, before, serving)
         else:
             triton.unload(settings, fields.case)
     repository.retire(settings.model_repository, fields.case, before)
 
 
-def restore(settings: Settings, fields: Fields, device: Device = "auto", *, retired: bool | None = None) -> list[str]:
+def restore(
+    settings: Settings, fields: Fields, serving: ServingParams = DEFAULT_SERVING, *, retired: bool | None = None
+) -> list[str]:
     """Make the repository and Triton what the ledger says; returns what was repaired.
 
     Call while :func:`repository.alone`. The champion must answer in the end, or the error that keeps it from answering
@@ -268,7 +273,7 @@ def restore(settings: Settings, fields: Fields, device: Device = "auto", *, reti
                 raise
             log.warning("%s: version %d cannot be kept ready for a rollback: %s", case, version, error)
             repaired.append(f"left out version {version}: {error}")
-    repaired += _place(settings, fields, bundles, device)
+    repaired += _place(settings, fields, bundles, serving)
     for version, bundle in bundles.items():
         if _revive(settings, fields, version, bundle):
             repaired.append(f"revived version {version}")
@@ -320,9 +325,14 @@ def _stray(settings: Settings, case: str) -> str:
 
 
 def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> bool:
-    """Prove a version; if it does not answer, have it loaded anew. Whether that was needed."""
+    """Prove a version; if it does not answer, have it loaded anew. Whether that was needed.
+
+    Raises Crowded where it has no time for a proof: it lives, and loading it would lose what waits.
+    """
     try:
         prove(settings, fields, version, bundle)
+    except Crowded:
+        raise
     except (Unavailable, IntegrityError) as error:
         log.warning("%s: %s; loading it again", fields.case, error)
     else:

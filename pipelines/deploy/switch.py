@@ -39,7 +39,7 @@ def append(
     version's files are not those that were judged.
     """
     folder = storage.find(settings.root / target["bundle"], target["candidate_key"], verify=False)  # offering checks it
-    rollout.offer(settings, fields, target["champion"], folder, device=params.serving.device, revive=True)
+    rollout.offer(settings, fields, target["champion"], folder, serving=params.serving, revive=True)
     return ledger.append(
         settings.ledger,
         Order(
@@ -63,7 +63,7 @@ def follow(
     ``done`` says the order in the warning, if one of them is away: reconcile mends it.
     """
     try:
-        rollout.restore(settings, fields, params.serving.device)
+        rollout.restore(settings, fields, params.serving)
         project(settings, params.case)
     except PerennialError as error:
         log.warning("%s; what follows the ledger is behind (reconcile will mend it): %s", done, error)

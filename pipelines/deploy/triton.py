@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.channel import OPTIONS, credentials
-from pipelines.errors import IntegrityError, Unavailable
+from pipelines.channel import OPTIONS, credentials, of_queue
+from pipelines.errors import Crowded, IntegrityError, Unavailable
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
     """Scores ``[B]`` (with classes ``[B, K]``) of one explicit version.
 
     ``tensors`` are those of :func:`pipelines.encoding.encoder`. Raises Unavailable with Triton's reason if this version
-    does not answer.
+    does not answer, Crowded if its queue has no room now.
     """
     import numpy as np
     from tritonclient.grpc import service_pb2 as pb
@@ -169,6 +169,11 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
     try:
         answer = _call(settings, "ModelInfer", request, ANSWER_SECONDS)
     except _Refused as refused:
+        if queue := of_queue(str(refused)):
+            raise Crowded(
+                f"the queue of {case} version {version} in Triton at {settings.triton_grpc} {queue}: try again when "
+                "less is asked of it"
+            ) from refused
         raise Unavailable(
             f"Triton at {settings.triton_grpc} has no answer from {case} version {version}: {refused}"
         ) from refused
@@ -212,9 +217,11 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
 def is_away(error: Any) -> bool:
     """Whether a gRPC error says that nobody answered.
 
-    Triton itself says UNAVAILABLE too, of a version that is not loaded: that is an answer.
+    Triton itself says UNAVAILABLE too, of a version that is not loaded and of a full queue: that is an answer.
     """
     import grpc
 
-    unavailable = error.code() == grpc.StatusCode.UNAVAILABLE and "not at ready state" not in (error.details() or "")
+    details = error.details() or ""
+    answered = "not at ready state" in details or of_queue(details)
+    unavailable = error.code() == grpc.StatusCode.UNAVAILABLE and not answered
     return unavailable or error.code() == grpc.StatusCode.DEADLINE_EXCEEDED

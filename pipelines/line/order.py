@@ -147,7 +147,7 @@ ALERT = Step(
 )
 REPORT = Step(
     name="report",
-    version=8,
+    version=9,
     about="one page for people about the drift window, its past and what was done; nothing hangs on it.",
     facts=facts.ReportFacts,
     reads=(DRIFT,),

@@ -38,7 +38,7 @@ def run(params: Params, settings: Settings) -> dict[str, Any]:
         with repository.alone(settings.model_repository, case):
             head = ledger.head(settings.ledger, case)
             retired = ledger.retirement(settings.ledger, case) is not None
-            repaired += rollout.restore(settings, load_fields(case), params.serving.device, retired=retired)
+            repaired += rollout.restore(settings, load_fields(case), params.serving, retired=retired)
         if head is not None:
             repaired += _others(params, settings)
     except Unavailable as error:
@@ -75,9 +75,9 @@ def _others(params: Params, settings: Settings) -> list[str]:
     lost = known - repository.models(folder) - {params.case}
     for case in sorted(lost & set(ledger.cases(settings.ledger))):
         try:
-            fields, device = load_fields(case), load_params(case).serving.device
+            fields, serving = load_fields(case), load_params(case).serving
             with repository.alone(folder, case, patience=0.0):
-                mended = rollout.restore(settings, fields, device)
+                mended = rollout.restore(settings, fields, serving)
         except PerennialError as error:
             log.warning("%s is left as it is: %s", case, error)
         else:

@@ -89,14 +89,14 @@ def _release(run: Run, read: Read, registered: RegisterFacts, reason: str) -> tu
             ),
         )
 
-    fields, device = load_fields(run.case), run.params.serving.device
+    fields, serving = load_fields(run.case), run.params.serving
     try:
-        release = rollout.promote(settings, fields, version, run.dir / "export", append, device)
+        release = rollout.promote(settings, fields, version, run.dir / "export", append, serving)
     except ConflictError as error:
         log.warning("%s", error)
         return "stale", None
     try:
-        rollout.restore(settings, fields, device)
+        rollout.restore(settings, fields, serving)
     except PerennialError as error:
         behind = "serves, but old versions were not put in order (reconcile will)"
         log.warning("%s: version %d %s: %s", run.case, version, behind, error)

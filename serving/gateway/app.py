@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,8 +25,8 @@ from pipelines import hosts
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
 from serving.gateway import grpc_server, inference, openapi, routes_v2, tracing
-from serving.gateway.connections import BOUNDS
-from serving.gateway.direct import TRACEPARENT, UNFRAMED, Application, names
+from serving.gateway.connections import BOUNDS, TURNED_AWAY
+from serving.gateway.direct import TRACEPARENT, UNFRAMED, Application, names, turned_away
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import header
 from serving.gateway.readiness import Readiness
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None, *
             _keep_what_is_there()
         try:
             async with grpc_server.serving(gateway, readiness):
-                yield {BOUNDS: own}
+                yield {BOUNDS: own, TURNED_AWAY: partial(turned_away, gateway)}
         finally:
             gateway.stopping.set()
             await asyncio.wait(tasks)

@@ -11,7 +11,9 @@ from pipelines.fields import Fields
 from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import EVERY, Stamp, adopt, asked
 from pipelines.settings import Settings
+from serving.gateway.cache import Kept
 from serving.gateway.identity import Index
+from serving.gateway.joining import Lane
 from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import Tally
@@ -26,9 +28,10 @@ log = logging.getLogger(__name__)
 class Case:
     """One case as it is declared now. A case whose fields change is another one, with a log and an index of its own.
 
-    ``route`` is what the ledger said last (None: no champion); ``users`` counts the requests that are using the case;
-    ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who uses the index or
-    appends to the prediction log.
+    ``route`` is what the ledger said last (None: no champion); ``standing_in`` says who answers in the champion's place
+    ("": nobody), ``pressed`` is the lane that turned the newest request away; ``users`` counts the requests that are
+    using the case; ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who
+    uses the index or appends to the prediction log.
     """
 
     fields: Fields
@@ -41,7 +44,9 @@ class Case:
     refusals_log: Log
     index: Index
     route: Route | None = None
-    falling_back: bool = False
+    standing_in: str = ""
+    pressed: Lane | None = None
+    kept: Kept | None = None
     users: int = 0
     asked: Stamp = None
     refused: Tally = field(default_factory=Tally)
@@ -60,6 +65,15 @@ class Case:
     def name(self) -> str:
         """The case's name."""
         return self.fields.case
+
+    def cache(self) -> Kept | None:
+        """The scores that are kept as the case declares it now; None: none are. A changed declaration begins anew."""
+        declared = self.serving.cache
+        if declared is None:
+            self.kept = None
+        elif self.kept is None or self.kept.declared != declared:
+            self.kept = Kept(declared)
+        return self.kept
 
     @property
     def logs(self) -> tuple[Log, Log, Log]:

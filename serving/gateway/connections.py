@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -18,6 +19,8 @@ from serving.gateway.settings import Bounds, read_bounds
 
 BOUNDS = "bounds"
 """Where the application's lifespan leaves its Bounds in the server's state."""
+TURNED_AWAY = "turned_away"
+"""Where it leaves what says of a request's scope which answer turns it away before it is begun (None: it is not)."""
 RETRY_SECONDS = 1
 """What a caller beyond the bounds is told to wait."""
 _TURNS = itertools.count()
@@ -25,6 +28,12 @@ _TURNS = itertools.count()
 
 The loop's clock stands still while it takes up connections that came together.
 """
+
+
+def response(status: int, headers: Iterable[tuple[bytes, bytes]], content: bytes) -> bytes:
+    """An answer as it is sent."""
+    head = b"".join(b"%s: %s\r\n" % header for header in headers)
+    return b"%scontent-length: %d\r\n%s\r\n%s" % (STATUS_LINE[status], len(content), head, content)
 
 
 class _HeadWithBody:
@@ -63,6 +72,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.bounds: Bounds = self.app_state.get(BOUNDS) or read_bounds()
+        self._turned_away: Callable[[Any], bytes | None] | None = self.app_state.get(TURNED_AWAY)
         self.since = next(_TURNS)
         self._running: RequestResponseCycle | None = None  # ``cycle`` is the one that came last, which may wait for it
         self._reading: asyncio.TimerHandle | None = None
@@ -130,8 +140,20 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        answer = None if self.pipeline or self._turned_away is None else self._turned_away(cycle.scope)
+        if answer is not None:
+            self._turn_away(cycle, answer)
+            return
         cycle.transport = cast("asyncio.Transport", _HeadWithBody(cycle.transport))
         super()._start_asgi_task(cycle, app)
+
+    def _turn_away(self, cycle: RequestResponseCycle, answer: bytes) -> None:
+        """Answer without a task of its own; what still comes of the request is thrown away."""
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(answer)
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def on_response_complete(self) -> None:
         """The answer is written, which does not say that it was read."""

@@ -14,7 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines import hosts
 from serving.gateway import tracing
+from serving.gateway.connections import response
 from serving.gateway.metrics import GONE
+from serving.gateway.predict import in_time
 from serving.gateway.protections import header
 from serving.gateway.refusal import JSON, Refused, body, refusal
 
@@ -71,6 +73,29 @@ class Application(FastAPI):
             head = [length, _JSON, *more, *UNFRAMED, timing]
             await send({"type": "http.response.start", "status": status, "headers": head})
             await send({"type": "http.response.body", "body": content})
+
+
+def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
+    """The refusal of a predict request that a worker has no place or no time for now, before it is begun.
+
+    It costs a fraction of one that is given by a task of its own, which is what a storm leaves room for. Neither key
+    nor name of the host is looked at: it says no more than that there is much to do. None: the request may begin.
+    """
+    parts = scope["path"].split("/")
+    if len(parts) != 5 or parts[4] != "predict" or scope["method"] != "POST" or scope.get("root_path"):
+        return None
+    case = gateway.cases.get(parts[3])
+    if case is None or parts[1] != "v1" or parts[2] != "cases":
+        return None
+    try:
+        gateway.door.room(case.name)
+        in_time(gateway, case)
+    except Refused as error:
+        told = refusal(gateway.metrics, case.name, error)
+        gateway.metrics.answered(case.name, "predict", told.status, tracing.Course(), 0.0)
+        more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
+        return response(told.status, [_JSON, *more, *UNFRAMED, (b"server-timing", b"total;dur=0")], body(told.text))
+    return None
 
 
 def _check_host(gateway: Gateway, scope: Scope) -> None:

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines.errors import ConfigError
 from serving.gateway import inference, tensors, tracing
 from serving.gateway.metrics import GONE
+from serving.gateway.predict import in_time
 from serving.gateway.protections import HEADER
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import Refused, refusal
@@ -106,13 +107,15 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         async def answer() -> Any:
             gateway = self._gateway
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
-            await gateway.door.admit(str(key), _address(context.peer()))
+            caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.place(case.name) as place:
+            with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
+                in_time(gateway, case)
                 place.hold(size)
                 found = await inference.infer(
                     gateway,
                     case,
+                    place,
                     size,
                     lambda: _tensors(request),
                     inference.version_of(request.model_version),
@@ -138,7 +141,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         except Exception as error:  # noqa: BLE001 - every error is an answer, as over HTTP
             told = refusal(metrics, case, error)
             status = told.status
-            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text)
+            wait = (told.headers or {}).get("Retry-After")
+            more = () if wait is None else (("retry-after", wait),)
+            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), told.text, more)
         finally:
             metrics.answered(case, route, status, course, time.perf_counter() - began)
 
@@ -169,6 +174,7 @@ def _reply(found: inference.Inferred, given: str) -> Any:
         id=given or found.request_id,
         outputs=[tensor(name=one.name, datatype=one.datatype, shape=[len(one.values)]) for one in found.outputs],
         raw_output_contents=[one.raw() for one in found.outputs],
+        parameters={name: pb.InferParameter(bool_param=value) for name, value in found.parameters.items()},
     )
 
 

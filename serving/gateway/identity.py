@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipelines.contracts import PredictionLine
+from pipelines.contracts import DEFAULT, PredictionLine
 from pipelines.errors import IntegrityError, NoRoom, PerennialError, Unavailable
 from pipelines.faults import of_disk
 from pipelines.segments import CLOSED, OPEN
@@ -29,7 +29,7 @@ from pipelines.segments import read as read_closed
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 
-FORMAT = "2"
+FORMAT = "3"
 PATIENCE_SECONDS = 2.0
 REBUILD_SECONDS = 300.0
 _PAUSE_SECONDS = 0.002
@@ -39,15 +39,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
     id TEXT PRIMARY KEY, digest BLOB NOT NULL, event_us INTEGER NOT NULL, received_us INTEGER NOT NULL,
-    version INTEGER NOT NULL, prediction INTEGER NOT NULL, score REAL NOT NULL
+    version INTEGER NOT NULL, prediction INTEGER NOT NULL, score REAL NOT NULL, by_default INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _INSERT = """
-INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
     digest = excluded.digest, event_us = excluded.event_us, received_us = excluded.received_us,
-    version = excluded.version, prediction = excluded.prediction, score = excluded.score
+    version = excluded.version, prediction = excluded.prediction, score = excluded.score,
+    by_default = excluded.by_default
     WHERE excluded.received_us < answers.received_us
 """
 _BATCH = 10_000
@@ -60,7 +61,8 @@ _encode = msgspec.json.Encoder().encode
 class Answer(NamedTuple):
     """What was answered for an id first.
 
-    A digest of the features, event time and receipt in microseconds since 1970, version, prediction and score.
+    A digest of the features, event time and receipt in microseconds since 1970, version, prediction and score, and
+    whether these are the declared default.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Answer(NamedTuple):
     version: int
     prediction: int | float
     score: float
+    by_default: bool = False
 
 
 def digest(features: Sequence[Any]) -> bytes:
@@ -112,7 +115,7 @@ class Index:
     def find(self, ids: Iterable[str]) -> dict[str, Answer]:
         """The answers of those ids that have one."""
         query = (
-            "SELECT id, digest, event_us, received_us, version, prediction, score FROM answers WHERE id IN "
+            "SELECT id, digest, event_us, received_us, version, prediction, score, by_default FROM answers WHERE id IN "
             "(SELECT value FROM json_each(?))"
         )
         try:
@@ -246,6 +249,7 @@ class Index:
                     value["version"],
                     value["prediction"],
                     value["score"],
+                    value.get("outcome") == DEFAULT,
                 )
             ]
         except (ValueError, KeyError, TypeError):

@@ -14,6 +14,7 @@ from pipelines.errors import PerennialError
 from serving.gateway import refusals, tensors
 from serving.gateway.cases import Case
 from serving.gateway.predict import answer
+from serving.gateway.protections import Place
 from serving.gateway.refusal import Refused
 from serving.gateway.state import Gateway
 from serving.gateway.tensors import Output, Tensor
@@ -27,17 +28,22 @@ ROUTE = "infer"
 
 
 class Inferred(NamedTuple):
-    """What a request is answered: ``version`` is that of all rows, or empty if they were answered by several."""
+    """What a request is answered: ``version`` is that of all rows, or empty if they were answered by several.
+
+    ``parameters`` are those of the response: ``default``, where any row has the declared default.
+    """
 
     case: str
     version: str
     request_id: str
     outputs: list[Output]
+    parameters: dict[str, bool]
 
 
 async def infer(
     gateway: Gateway,
     case: Case,
+    place: Place,
     size: int,
     read: Callable[[], Sequence[Tensor]],
     only: int | None,
@@ -54,11 +60,12 @@ async def infer(
     except Refused as error:
         await refusals.note(gateway, case, error, b"", datetime.now(UTC))
         raise
-    request_id, answers = await answer(gateway, case, body, only)
+    request_id, answers = await answer(gateway, case, place, body, only)
     found = await gateway.apart(len(body), tensors.answered, case.fields, answers)
     versions = {one.version for one in answers}
     version = str(versions.pop()) if len(versions) == 1 else ""
-    return Inferred(case.name, version, request_id, tensors.wanted(found, outputs))
+    parameters = {"default": True} if any(one.by_default for one in answers) else {}
+    return Inferred(case.name, version, request_id, tensors.wanted(found, outputs), parameters)
 
 
 def version_of(text: str) -> int | None:

@@ -8,6 +8,7 @@ hangs on their number. Crankshaw et al., "Clipper: A Low-Latency Online Predicti
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipelines.errors import Unavailable
+from serving.gateway.pace import Pace, Wait, of_triton
+from serving.gateway.refusal import Refused
 from serving.gateway.tracing import Turn
 
 if TYPE_CHECKING:
@@ -25,11 +28,15 @@ Tensors = Mapping[str, "NDArray[Any]"]
 
 
 class Call(NamedTuple):
-    """One call: its tensors, the monotonic time by which it must be answered, and the requests that it is for."""
+    """One call: its tensors, the monotonic time by which it must be answered, and the requests that it is for.
+
+    ``promised`` is the time by which it is to be answered if all goes well.
+    """
 
     tensors: Tensors
     deadline: float
     turns: tuple[Turn, ...] = ()
+    promised: float = math.inf
 
     @property
     def rows(self) -> int:
@@ -39,6 +46,15 @@ class Call(NamedTuple):
 
 class Refusal(Unavailable):
     """Triton's word on what a call holds: of several rows one may be the reason, and the others have their answers."""
+
+
+class Late(Refused):
+    """More rows wait in ``lane`` than can be answered in time: who comes now would wait to fail."""
+
+    def __init__(self, lane: Lane, seconds: float, rows: int) -> None:
+        text = "the rows that wait already take as long as is promised: try again in a moment"
+        super().__init__(503, "overload", text, rows=rows, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+        self.lane = lane
 
 
 Send = Callable[[Call], Awaitable[list[float]]]
@@ -58,11 +74,16 @@ class Lane:
     the answer that it gets alone, and a wrong one among many costs few calls.
     """
 
-    def __init__(self, send: Send, most: int) -> None:
-        """``most`` rows go together at most."""
+    def __init__(self, send: Send, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """``most`` rows go together at most; ``clock`` is the one of deadlines."""
         self._send = send
         self._most = most
+        self._clock = clock
+        self._pace = Pace()
         self._waiting: deque[_Waiting] = deque()
+        self._rows = 0  # of those that wait
+        self._turned = 0.0  # when the event loop came round after the newest call was sent
+        self._due = 0.0  # when the call that is under way should be answered
         self._busy = False
         self._task: asyncio.Task[None] | None = None
 
@@ -76,21 +97,70 @@ class Lane:
         """How many calls wait for the one that is under way."""
         return sum(not one.answer.done() for one in self._waiting)
 
+    def wait(self, rows: int) -> Wait:
+        """What so many rows would have to wait for that came now, at the pace of the newest calls.
+
+        A call that takes longer than it should is thought to take as much longer again.
+        """
+        if not self._busy:
+            return Wait(0.0, 0.0)
+        now = self._clock()
+        answered, others = self._answered(rows, now)
+        own = self._pace.seconds(rows)
+        return Wait(max(0.0, answered - now - own), own, others - now)
+
+    def admit(self, rows: int, promised: float, deadline: float) -> float:
+        """When rows are promised that would be asked for now: never, where they alone take longer.
+
+        Raises Late if they would be answered later, or after the deadline, or make others late.
+        """
+        if not self._busy:
+            return promised
+        now = self._clock()
+        answered, others = self._answered(rows, now)
+        if answered <= promised and answered <= deadline and answered <= others:
+            return promised
+        wait = self.wait(rows)
+        if late := wait.late(promised - now, deadline - now):
+            raise Late(self, late, rows)
+        return promised if wait.own <= promised - now else math.inf
+
+    def _answered(self, rows: int, now: float) -> tuple[float, float]:
+        """When rows that came now would be answered, and when those have to be whose call they would share."""
+        ready = now + abs(self._due - now)
+        every = self._rows + rows
+        if every > self._most:  # what comes later fills the last call, too
+            return ready + -(-every // self._most) * self._pace.seconds(self._most), math.inf
+        # One call for all who wait: whoever waits longest has to be answered first.
+        return ready + self._pace.seconds(every), self._waiting[0].call.promised if self._waiting else math.inf
+
     async def ask(self, call: Call) -> list[float]:
         """The scores of a call's rows. Raises what ``send`` raises, Unavailable after the deadline."""
         if self._busy:
             return await self._wait(call)
         self._busy = True
         try:
-            return await self._send(call)
+            return await self._timed(call)
         finally:
             self._go_on()
+
+    async def _timed(self, call: Call) -> list[float]:
+        rows, began = call.rows, self._clock()
+        self._due = began + self._pace.seconds(rows)
+        asyncio.get_running_loop().call_soon(self._turn)
+        scores = await self._send(call)
+        self._pace.note(rows, of_triton(self._clock() - began, self._turned - began))
+        return scores
+
+    def _turn(self) -> None:
+        self._turned = self._clock()
 
     async def _wait(self, call: Call) -> list[float]:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(call, loop.create_future())
         self._waiting.append(waiting)
-        late = loop.call_later(max(0.0, call.deadline - time.monotonic()), _too_late, waiting.answer)
+        self._rows += call.rows
+        late = loop.call_later(max(0.0, call.deadline - self._clock()), _too_late, waiting.answer)
         try:
             return await waiting.answer
         finally:
@@ -109,6 +179,7 @@ class Lane:
                 await self._answer(together)
         finally:
             self._busy = False
+            self._rows = 0
             while self._waiting:  # the loop was ended: nobody may wait for ever
                 self._waiting.popleft().answer.cancel()
 
@@ -118,6 +189,7 @@ class Lane:
         rows = 0
         while self._waiting and (not found or rows + self._waiting[0].call.rows <= self._most):
             one = self._waiting.popleft()
+            self._rows -= one.call.rows
             if not one.answer.done():
                 found.append(one)
                 rows += one.call.rows
@@ -125,7 +197,7 @@ class Lane:
 
     async def _answer(self, together: Sequence[_Waiting]) -> None:
         try:
-            scores = await self._send(_joined([one.call for one in together]))
+            scores = await self._timed(_joined([one.call for one in together]))
         except Refusal as error:
             if len(together) == 1:
                 _fail(together, error)

@@ -99,6 +99,12 @@ class Metrics:
         self.repeated = self._counter(
             "repeated_rows", "rows answered from the log because their prediction_id was known", "case"
         )
+        self.cached = self._counter(
+            "cached_rows", "rows answered with a score that their version gave before, where a case keeps any", "case"
+        )
+        self.defaults = self._counter(
+            "default_rows", "rows answered and logged with the case's declared default, as no release could", "case"
+        )
         self.labels = self._counter("labels", "labels logged", "case")
         self.refused = self._counter(
             "refused_rows", "rows of refused requests, by the first problem found", "case", "reason", "field"

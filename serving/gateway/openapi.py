@@ -78,14 +78,15 @@ _MUST_CHANGE = """\
 the request must change: 401 API key, 403 a page of another address, 404 case, 408 not sent in time,
 409 a `prediction_id` that another row has, 410 the case is retired (labels
 of its predictions are taken still), 413 too large, 421 a host that is not this server's,
-422 not as declared, 429 too many, 431 a head that is too long"""
+422 not as declared, 429 too many rows, 431 a head that is too long"""
 _ONE_BY_ONE = """\
 `true`: rows are answered one by one. In the place of one that is refused stand `row`, `status` (422 not as declared,
 409 a `prediction_id` that another row has), `error` and `field`; `refused` counts them, and the others are scored and
 logged. The request as a whole is refused only for its key, its rate, its length, or a body that is no list of rows."""
 _LATER = """\
-try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests as fit
-are being answered (`Retry-After` says when); 507 the disk of the prediction log is full"""
+try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests or rows
+as fit, or as can be answered in time, are being answered (`Retry-After` says when); 507 the disk of the prediction log
+is full"""
 _REFUSALS = {
     "4XX": (_MUST_CHANGE, {"error": "row 0: age: must be at least 18", "field": "age", "row": 0}),
     "5XX": (_LATER, {"error": "loans: no champion yet: run its training"}),
@@ -311,6 +312,13 @@ def _reply(fields: Fields) -> Json:
         "prediction_id": {"type": "string"},
         "version": {"type": "integer", "description": "the model version that answered, as MLflow numbers it"},
         "prediction": prediction,
+        "default": {
+            "type": "boolean",
+            "description": (
+                "only where it is true: no version could answer, this is what the case declares for then, and the "
+                "version is 0"
+            ),
+        },
     }
     answer: Json = {"prediction_id": FIRST, "version": 1, "prediction": _example_of(fields, 0)}
     if fields.number is None:

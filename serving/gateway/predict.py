@@ -12,13 +12,19 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from pipelines.contracts import DEFAULT, ELSEWHERE
 from pipelines.encoding import Columns
-from pipelines.errors import Unavailable
+from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import EVENT_TIME
+from pipelines.problems import default_scores
 from serving.gateway import refusals
+from serving.gateway.cache import keys
 from serving.gateway.cases import Case
+from serving.gateway.connections import RETRY_SECONDS
 from serving.gateway.identity import Answer, digest, microseconds
+from serving.gateway.joining import Late
 from serving.gateway.log import Position
+from serving.gateway.protections import Place
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
@@ -43,15 +49,17 @@ class Line(msgspec.Struct, gc=False):
     row: Any
     scores: list[float] | UnsetType = UNSET
     traceparent: str | UnsetType = UNSET
+    outcome: str | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
-    """One row of the reply; a number has no score beside it."""
+    """One row of the reply; a number has no score beside it, and ``default`` is there where it is true."""
 
     prediction_id: str
     version: int
     prediction: int | str | float
     score: float | UnsetType = UNSET
+    default: bool | UnsetType = UNSET
 
 
 class Reply(msgspec.Struct, gc=False):
@@ -95,18 +103,45 @@ class Row(NamedTuple):
 
 Scored = tuple[Row, Answer, list[float] | UnsetType]
 """A row, its answer, and in a case with classes the scores of all of them."""
+KEPT = 0.7
+"""What part of a promised p99, or of the deadline, the scores may take.
+
+The pace that it is held against is a mean, and log and reply follow.
+"""
+INLINE_ROWS = 1000
+"""Of so many rows the keys of kept scores are made where they are read: in a few milliseconds."""
+PREVIOUS = "the previous release"
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
 
 
-async def predict(gateway: Gateway, case: Case, body: bytes) -> bytes:
+def in_time(gateway: Gateway, case: Case) -> None:
+    """Raise Late, before a request is read, if one of a single row would be answered too late.
+
+    A refusal then costs a fraction of an answer. It is seen by the lane that turned the newest request away, until that
+    lets in. Not where texts have lanes by their lengths, and not where a default is answered, which needs the rows.
+    """
+    lane = case.pressed
+    if lane is None:
+        return
+    if case.fields.text is None and case.serving.default is None:
+        p99_ms, seconds = case.serving.slo.p99_ms, case.serving.deadline_seconds
+        promise = KEPT * (p99_ms / 1000 if p99_ms is not None else seconds or gateway.bounds.deadline_seconds)
+        if late := lane.wait(1).late(promise, promise):
+            raise Late(lane, late, 1)
+    case.pressed = None
+
+
+async def predict(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
     """The reply, as JSON, to the body of a predict request. Raises what :func:`answer` raises."""
-    request_id, answers = await answer(gateway, case, body)
+    request_id, answers = await answer(gateway, case, place, body)
     return await gateway.apart(len(body), _reply, case, request_id, answers)
 
 
-async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = None) -> tuple[str, list[Answer]]:
+async def answer(
+    gateway: Gateway, case: Case, place: Place, body: bytes, only: int | None = None
+) -> tuple[str, list[Answer]]:
     """An id of the request and the answers to its rows: each of them is in the log, with exactly this answer.
 
     ``only`` is the one version that may answer (None: whichever the ledger says). Raises Refused for what the client
@@ -118,6 +153,7 @@ async def answer(gateway: Gateway, case: Case, body: bytes, only: int | None = N
         gateway.routing.versions(case.name, case.route, only)
     with phase("read"):
         rows, asked = await _taken(gateway, case, body, received, _read)
+        await place.rows(len(rows))
         answers = await _found(case, len(body), asked) if asked else {}
     _check(asked.values(), answers, len(rows))
     answers |= await _fresh(gateway, case, len(body), rows, asked, answers, only, request_id, received)
@@ -153,25 +189,28 @@ async def _fresh(
     if fresh:
         columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
         columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
-        version, scores = await _score(gateway, case, columns, only)
+        version, scores = await _score(gateway, case, columns, only, received)
         scored = await gateway.apart(size, _scored, case, fresh, received, version, scores)
         with phase("log"):
             raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
         found = {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
-        gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
+        if version == ELSEWHERE:
+            gateway.metrics.defaults.labels(case.name).inc(len(fresh) - len(raced))
+        else:
+            gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
     return found
 
 
-async def predict_each(gateway: Gateway, case: Case, body: bytes) -> bytes:
+async def predict_each(gateway: Gateway, case: Case, place: Place, body: bytes) -> bytes:
     """The reply, as JSON, to a predict request whose rows are answered one by one."""
-    request_id, found = await answer_each(gateway, case, body)
+    request_id, found = await answer_each(gateway, case, place, body)
     return await gateway.apart(len(body), _reply_each, case, request_id, found)
 
 
-async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, list[Answer | Refused]]:
+async def answer_each(gateway: Gateway, case: Case, place: Place, body: bytes) -> tuple[str, list[Answer | Refused]]:
     """An id of the request and what becomes of each row: its answer, which is in the log, or why it is refused.
 
     A row that is not as declared, or whose id belongs to another one, keeps no other from being answered. Raises
@@ -182,6 +221,7 @@ async def answer_each(gateway: Gateway, case: Case, body: bytes) -> tuple[str, l
     request_id = os.urandom(16).hex()
     with phase("read"):
         rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
+        await place.rows(len(rows) + len(unfit))
     asked: dict[str, Row] = {}
     for row in rows:
         if row.digest:
@@ -288,9 +328,11 @@ def _reply_each(case: Case, request_id: str, found: Sequence[Answer | Refused]) 
 
 def _answer_rows(case: Case, found: Sequence[Answer]) -> list[AnswerRow]:
     if case.fields.number is not None:
-        return [AnswerRow(answer.id, answer.version, answer.score) for answer in found]
+        return [AnswerRow(one.id, one.version, one.score, UNSET, one.by_default or UNSET) for one in found]
     names = case.fields.classes or (0, 1)
-    return [AnswerRow(answer.id, answer.version, names[int(answer.prediction)], answer.score) for answer in found]
+    return [
+        AnswerRow(one.id, one.version, names[int(one.prediction)], one.score, one.by_default or UNSET) for one in found
+    ]
 
 
 def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
@@ -321,6 +363,7 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
     now = microseconds(received)
     outputs = case.fields.outputs
     number = case.fields.number is not None
+    by_default = version == ELSEWHERE
     if outputs == 1:
         return [
             (
@@ -333,6 +376,7 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
                     version,
                     score if number else int(score >= 0.5),
                     score,
+                    by_default,
                 ),
                 UNSET,
             )
@@ -342,9 +386,8 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
     for row, start in zip(rows, range(0, len(scores), outputs), strict=True):
         own = list(scores[start : start + outputs])
         best = max(own)
-        answer = Answer(
-            row.id, row.digest, now if row.given is None else row.given, now, version, own.index(best), best
-        )
+        moment = now if row.given is None else row.given
+        answer = Answer(row.id, row.digest, moment, now, version, own.index(best), best, by_default)
         scored.append((row, answer, own))
     return scored
 
@@ -381,47 +424,111 @@ def _conflict(row: Row, count: int) -> Refused:
     return Refused(409, CONFLICT, text, field="prediction_id", row=row.number, rows=count)
 
 
-async def _score(gateway: Gateway, case: Case, columns: Columns, only: int | None) -> tuple[int, list[float]]:
-    """The version that answered and its scores.
+async def _score(
+    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
+) -> tuple[int, list[float]]:
+    """The version that answered and its scores: the champion's, the previous release's, or ``ELSEWHERE`` and a default.
 
-    The champion's, or while it does not answer, the previous release's (with its own encoding), unless ``only`` one
-    version may answer.
+    Raises what :func:`_released` raises if the case declares no default, or ``only`` one version may answer.
+    """
+    try:
+        return await _released(gateway, case, columns, only, received)
+    except (Unavailable, Late) as error:
+        scores, count = default_scores(case.fields, case.serving.default), len(columns[EVENT_TIME])
+        if scores is None or only is not None:
+            if isinstance(error, Late):
+                case.pressed = error.lane
+            if isinstance(error, Crowded):
+                again = {"Retry-After": str(RETRY_SECONDS)}
+                raise Refused(503, "overload", str(error), rows=count, headers=again) from error
+            raise
+        asks(None)
+        if not isinstance(error, Late | Crowded):  # who is late is no news, and the next one may be in time
+            _flag(gateway, case, "the declared default", str(error))
+        return ELSEWHERE, [*scores] * count
+
+
+async def _released(
+    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
+) -> tuple[int, list[float]]:
+    """The champion's scores, or while it does not answer, the previous release's (with its own encoding).
+
+    Raises Unavailable if neither can answer, Crowded if the champion's queue in Triton has no room, and Late if more
+    rows wait than can be answered as is promised, by whichever release: it is one Triton.
     """
     champion, previous = gateway.routing.versions(case.name, case.route, only)
     texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
     deadline = gateway.triton.deadline(texts, case.serving.deadline_seconds)
+    promised = _promised(case.serving.slo.p99_ms, received, deadline)
     try:
-        scores = await _scored_by(gateway, case, champion, columns, deadline)
+        scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
+    except Crowded:  # it answers: another release would have no more room
+        raise
     except Unavailable as error:
         gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
         if previous is None or time.monotonic() >= deadline:
             raise
         try:
-            scores = await _scored_by(gateway, case, previous, columns, deadline)
+            scores = await _scored_by(gateway, case, previous, columns, deadline, promised)
         except Unavailable:
             raise error from None
-        _flag(gateway, case, str(error))
+        _flag(gateway, case, PREVIOUS, str(error))
         return previous.number, scores
-    _flag(gateway, case, "")
+    _flag(gateway, case, "", "")
     return champion.number, scores
 
 
-async def _scored_by(gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float) -> list[float]:
+def _promised(p99_ms: float | None, received: datetime, deadline: float) -> float:
+    """The monotonic time by which scores must be there for what is promised of a request that was ``received``.
+
+    Where nothing is promised, who is let in shall not miss the ``deadline`` either.
+    """
+    now = time.monotonic()
+    if p99_ms is None:
+        return now + KEPT * (deadline - now)
+    spent = max(0.0, (datetime.now(UTC) - received).total_seconds())
+    return now + max(0.0, KEPT * p99_ms / 1000 - spent)
+
+
+async def _scored_by(
+    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
+) -> list[float]:
+    """A version's scores of rows: those that are kept, and of the others Triton's."""
     asks(version.number)
+    kept = case.cache()
+    if kept is None:
+        return await _asked(gateway, case, version, columns, deadline, promised)
+    count = len(columns[EVENT_TIME])
+    if count > INLINE_ROWS:
+        known = await in_thread(keys, case.fields, columns)
+    else:
+        known = keys(case.fields, columns)
+    found = kept.find(version.number, known)
+    missing = [place for place, scores in enumerate(found) if scores is None]
+    gateway.metrics.cached.labels(case.name).inc(count - len(missing))
+    if missing:
+        rest = {name: tuple(values[place] for place in missing) for name, values in columns.items()}
+        fresh = await _asked(gateway, case, version, rest, deadline, promised)
+        each = kept.keep(version.number, [known[place] for place in missing], fresh)
+        for place, scores in zip(missing, each, strict=True):
+            found[place] = scores
+    return [score for scores in found if scores is not None for score in scores]
+
+
+async def _asked(
+    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
+) -> list[float]:
     with phase("encode"):
         parts = await version.parts(columns)
-    return await gateway.triton.score(case.fields, version.number, parts, deadline)
+    return await gateway.triton.score(case.fields, version.number, parts, deadline, promised)
 
 
-def _flag(gateway: Gateway, case: Case, why: str) -> None:
-    """Say once, in log and metric, when the previous release starts and stops to stand in."""
-    if case.falling_back != bool(why):
-        case.falling_back = bool(why)
-        gateway.metrics.fallback.labels(case.name).set(int(case.falling_back))
-        now = "the champion answers again"
-        if why:
-            now = f"the previous release answers: {why}"
-        log.warning("%s: %s", case.name, now)
+def _flag(gateway: Gateway, case: Case, who: str, why: str) -> None:
+    """Say once, in log and metric, when somebody starts and stops to stand in for the champion."""
+    if case.standing_in != who:
+        case.standing_in = who
+        gateway.metrics.fallback.labels(case.name).set(int(who == PREVIOUS))
+        log.warning("%s: %s", case.name, f"{who} answers: {why}" if who else "the champion answers again")
 
 
 def _log(
@@ -470,6 +577,7 @@ def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> byte
                 row.item,
                 scores,
                 parent,
+                DEFAULT if answer.by_default else UNSET,
             )
             for row, answer, scores in fresh
         ]

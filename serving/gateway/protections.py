@@ -6,8 +6,9 @@ import hashlib
 import hmac
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,15 @@ _REST_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Load:
+    """What is being answered: how many requests, the bytes of their bodies, and their rows."""
+
+    requests: int = 0
+    size: int = 0
+    rows: int = 0
+
+
 class Door:
     """Checks what stands before every request for a case. Keys are kept as hashes only."""
 
@@ -51,15 +61,17 @@ class Door:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._shared = None if shared is None else shared_limiter(shared.get_secret_value())
         self._rests_until = 0.0
-        self._rate = parse(bounds.rate)
+        self.rate = parse(bounds.rate)
         self._bounds = bounds
         self._told = told
-        # Requests that are being answered and the bytes of their bodies: of each case, and of all together under "".
-        self._inside: Counter[str] = Counter()
-        self._pending: Counter[str] = Counter()
+        self._all = Load()
+        self._cases: defaultdict[str, Load] = defaultdict(Load)
 
-    async def admit(self, key: str, address: str) -> None:
-        """Raise Refused: 401 for a missing or wrong ``key``, 429 above its rate (without keys: the address')."""
+    async def admit(self, key: str, address: str) -> str:
+        """Whose rate a request counts to: that of its ``key`` (without keys: of its ``address``), where it counts one.
+
+        Raises Refused: 401 for a missing or wrong key, 429 above its rate.
+        """
         caller = address
         if self._keys:
             given = hashlib.sha256(key.encode("latin-1", "replace")).digest()
@@ -69,22 +81,23 @@ class Door:
                     401, "key", "missing or wrong API key: send it as X-API-Key", headers={"WWW-Authenticate": "ApiKey"}
                 )
             caller = given.hex()
-        if not await self._hit(caller):
-            raise Refused(
-                429,
-                "rate",
-                f"more than {self._rate}: wait a moment",
-                headers={"Retry-After": str(self._rate.get_expiry())},
-            )
+        if not await self.hit(caller, 1):
+            raise self.above()
+        return caller
 
-    async def _hit(self, caller: str) -> bool:
-        """Count one request.
+    def above(self, rows: int = 1) -> Refused:
+        """The refusal of so many rows that are above their caller's rate."""
+        headers = {"Retry-After": str(self.rate.get_expiry())}
+        return Refused(429, "rate", f"more rows than {self.rate}: wait a moment", rows=rows, headers=headers)
+
+    async def hit(self, caller: str, rows: int) -> bool:
+        """Count ``rows`` to a caller's rate; those of a request that it does not let in do not count.
 
         A Redis that is away costs nobody an answer: each worker then counts its own for a while.
         """
         if self._shared is not None and time.monotonic() >= self._rests_until:
             try:
-                return await self._shared.hit(self._rate, caller)
+                return await self._counted(self._shared, caller, rows)
             except (StorageError, OSError) as error:
                 self._rests_until = time.monotonic() + _REST_SECONDS
                 log.warning(
@@ -92,64 +105,98 @@ class Door:
                     type(error).__name__,
                     _REST_SECONDS,
                 )
-        return await self._limiter.hit(self._rate, caller)
+        return await self._counted(self._limiter, caller, rows)
 
-    def place(self, case: str) -> Place:
-        """A request for ``case``, until the block ends. Raises Refused (503) beyond what a worker takes at a time."""
-        return Place(self, self._bounds, case)
+    async def _counted(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
+        if rows > 1 and not await limiter.test(self.rate, caller, cost=rows):
+            return False
+        return await limiter.hit(self.rate, caller, cost=rows)
 
-    def enter(self, case: str) -> None:
-        """Count one request more. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
-        bound = self._bounds.max_requests
-        for whose, most in (("", bound), (case, max(1, int(bound * self._bounds.case_share)))):
-            if self._inside[whose] >= most:
-                raise _busy(f"{self._inside[whose]} requests {_of(whose)}are being answered")
-        self._inside[""] += 1
-        self._inside[case] += 1
-        self._told(self._inside[""])
+    def place(self, case: str, caller: str = "") -> Place:
+        """A request of ``caller`` for ``case``, until the block ends.
 
-    def hold(self, case: str, size: int) -> None:
-        """Count bytes of a request. Raises Refused (503) beyond what a worker takes of all cases, and of one."""
-        bound = self._bounds.max_pending_bytes
-        for whose, most in (("", bound), (case, int(bound * self._bounds.case_share))):
-            if self._pending[whose] + size > most:
-                raise _busy(f"as many bytes {_of(whose)}as fit are being answered")
-        self._pending[""] += size
-        self._pending[case] += size
+        Raises Refused (503) beyond what a worker takes at a time.
+        """
+        return Place(self, self._bounds, case, caller)
 
-    def leave(self, case: str, size: int) -> None:
-        """One request less, of ``size`` bytes."""
-        self._pending[""] -= size
-        self._pending[case] -= size
-        self._inside[""] -= 1
-        self._inside[case] -= 1
-        self._told(self._inside[""])
+    def room(self, case: str) -> None:
+        """Raise Refused (503) if a worker takes no further request now, of all cases or of one."""
+        most = self._bounds.max_requests
+        if self._all.requests >= most:
+            raise _busy(f"{self._all.requests} requests are being answered")
+        own = self._cases[case].requests
+        if own >= max(1, int(most * self._bounds.case_share)):
+            raise _busy(f"{own} requests for {case} are being answered")
+
+    def loads(self, case: str) -> tuple[Load, Load]:
+        """What is being answered for all cases, and for one."""
+        return self._all, self._cases[case]
+
+    def tell(self) -> None:
+        """Tell how many requests are inside."""
+        self._told(self._all.requests)
 
 
 class Place:
-    """A request that is being answered until the block ends."""
+    """A request that is being answered until the block ends, and what it holds of a worker's bounds."""
 
-    __slots__ = ("_bounds", "_case", "_door", "_size")
+    __slots__ = ("_all", "_bounds", "_caller", "_case", "_door", "_own", "_rows", "_size")
 
-    def __init__(self, door: Door, bounds: Bounds, case: str) -> None:
+    def __init__(self, door: Door, bounds: Bounds, case: str, caller: str) -> None:
         self._door = door
         self._bounds = bounds
         self._case = case
+        self._caller = caller
+        self._all, self._own = door.loads(case)
         self._size = 0
+        self._rows = 0
 
     def __enter__(self) -> Self:
         """Take the place. Raises Refused (503)."""
-        self._door.enter(self._case)
+        self._door.room(self._case)
+        self._all.requests += 1
+        self._own.requests += 1
+        self._door.tell()
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Give it back."""
-        self._door.leave(self._case, self._size)
+        for load in (self._all, self._own):
+            load.requests -= 1
+            load.size -= self._size
+            load.rows -= self._rows
+        self._door.tell()
 
     def hold(self, size: int) -> None:
         """Take room for bytes. Raises Refused (503)."""
-        self._door.hold(self._case, size)
+        most = self._bounds.max_pending_bytes
+        if self._all.size + size > most:
+            raise _busy("as many bytes as fit are being answered")
+        if self._own.size + size > int(most * self._bounds.case_share):
+            raise _busy(f"as many bytes for {self._case} as fit are being answered")
+        self._all.size += size
+        self._own.size += size
         self._size += size
+
+    async def rows(self, count: int) -> None:
+        """Take room for the rows of the request, which was read, and count them to its caller's rate.
+
+        A request counts as one before. Raises Refused: 429 above the rate, 422 for more rows than the rate ever lets
+        in, 503 beyond what a worker takes at a time. A request that is alone may have as many rows as any.
+        """
+        if count > self._door.rate.amount:
+            text = f"{count} rows are more than the rate of {self._door.rate} lets in at all: send fewer in a request"
+            raise Refused(422, "too_many", text, rows=count)
+        most = self._bounds.max_pending_rows
+        if self._all.rows and self._all.rows + count > most:
+            raise _busy(f"{self._all.rows} rows are being answered", rows=count)
+        if self._own.rows and self._own.rows + count > int(most * self._bounds.case_share):
+            raise _busy(f"{self._own.rows} rows for {self._case} are being answered", rows=count)
+        self._all.rows += count
+        self._own.rows += count
+        self._rows += count
+        if count > 1 and not await self._door.hit(self._caller, count - 1):
+            raise self._door.above(count)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """The body of an ASGI request.
@@ -196,17 +243,11 @@ def header(scope: Scope, name: bytes) -> str:
     return ""
 
 
-def _of(case: str) -> str:
-    return f"for {case} " if case else ""
-
-
-def _busy(what: str) -> Refused:
-    return Refused(
-        503,
-        "busy",
-        f"{what}: try again in a moment",
-        headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
-    )
+def _busy(what: str, rows: int = 1) -> Refused:
+    # The connection stays: a new one costs both sides more than the next answer on this one, and what is still sent of
+    # this request is thrown away as it comes (connections.py bounds for how long).
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return Refused(503, "busy", f"{what}: try again in a moment", rows=rows, headers=headers)
 
 
 def shared_limiter(url: str) -> FixedWindowRateLimiter:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import PerennialError
+from pipelines.errors import Crowded, PerennialError
 from serving.gateway.versions import probe
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ async def _probe(gateway: Gateway, case: Case, route: Route) -> dict[str, Any]:
         champion, _previous = gateway.routing.versions(case.name, route)
         parts = await champion.parts(probe(case.fields))
         await gateway.triton.score(case.fields, champion.number, parts, gateway.triton.deadline())
+        about = {"champion": champion.number, "ready": True}
+    except Crowded:  # its queue is full: it answers others
         about = {"champion": champion.number, "ready": True}
     except PerennialError as error:
         number = route.release.champion if route.release else None

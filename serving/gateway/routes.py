@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
 from serving.gateway.openapi import LABELS, PARTIAL, PREDICT
-from serving.gateway.predict import predict, predict_each
+from serving.gateway.predict import in_time, predict, predict_each
 from serving.gateway.protections import HEADER, header
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
@@ -39,12 +39,13 @@ async def predict_rows(request: Request, case: str) -> Response:
 
 async def predicted(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`predict_rows`."""
-    await admitted(gateway, scope)
-    with gateway.using(name) as case, gateway.door.place(name) as place:
+    caller = await admitted(gateway, scope)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        in_time(gateway, case)
         body = await place.read(scope, receive)
         if _one_by_one(scope["query_string"]):
-            return await predict_each(gateway, case, body)
-        return await predict(gateway, case, body)
+            return await predict_each(gateway, case, place, body)
+        return await predict(gateway, case, place, body)
 
 
 def _one_by_one(query: bytes) -> bool:
@@ -69,10 +70,11 @@ async def post_labels(request: Request, case: str) -> Response:
 
 async def labelled(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`post_labels`."""
-    await admitted(gateway, scope)
-    with gateway.using(name) as case, gateway.door.place(name) as place:
+    caller = await admitted(gateway, scope)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
         body = await place.read(scope, receive)
         lines, count = await gateway.apart(len(body), _label_lines, case, body, datetime.now(UTC))
+        await place.rows(count)
         case.labels_log.append(lines)
         gateway.metrics.log_lines.labels(name, "labels").inc(count)
         gateway.metrics.labels.labels(name).inc(count)
@@ -125,7 +127,7 @@ def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, in
     return _encoder.encode_lines(lines), len(lines)
 
 
-async def admitted(gateway: Gateway, scope: Scope) -> None:
-    """Raise Refused if the sender of a request has no key, or sends too often."""
+async def admitted(gateway: Gateway, scope: Scope) -> str:
+    """Whose rate a request counts to. Raises Refused if its sender has no key, or sends too often."""
     client = scope.get("client")
-    await gateway.door.admit(header(scope, _KEY), client[0] if client else "")
+    return await gateway.door.admit(header(scope, _KEY), client[0] if client else "")

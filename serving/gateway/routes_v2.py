@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from serving.gateway import inference, tensors
 from serving.gateway.inference import Inferred
+from serving.gateway.predict import in_time
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, Refused
 from serving.gateway.routes import admitted
@@ -101,8 +102,9 @@ async def model(request: Request, case: str, version: str = "") -> Response:
 async def infer(request: Request, case: str, version: str = "") -> Response:
     """Score rows whose fields come as tensors; each answered row is in the prediction log, as those of /v1 are."""
     gateway: Gateway = request.app.state.gateway
-    await admitted(gateway, request.scope)
-    with gateway.using(case) as known, gateway.door.place(case) as place:
+    caller = await admitted(gateway, request.scope)
+    with gateway.using(case) as known, gateway.door.place(case, caller) as place:
+        in_time(gateway, known)
         body = await place.read(request.scope, request.receive)
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
@@ -112,6 +114,7 @@ async def infer(request: Request, case: str, version: str = "") -> Response:
         found = await inference.infer(
             gateway,
             known,
+            place,
             len(body),
             lambda: _tensors(asked.inputs, rest),
             inference.version_of(version),
@@ -165,6 +168,8 @@ def _reply(found: Inferred, asked: _Body) -> Response:
     head: dict[str, Any] = {"model_name": found.case, "id": asked.id or found.request_id}
     if found.version:
         head["model_version"] = found.version
+    if found.parameters:
+        head["parameters"] = found.parameters
     described = []
     rest = []
     for output in found.outputs:

@@ -6,6 +6,7 @@ The raw stub, not tritonclient's own client: a request is two tensors that were 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,11 @@ from pydantic import SecretStr
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from pipelines.channel import OPTIONS, credentials
-from pipelines.errors import Unavailable
+from pipelines.channel import OPTIONS, credentials, of_queue
+from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import Fields
 from pipelines.parts import Part, together
-from serving.gateway.joining import Call, Lane, Refusal
+from serving.gateway.joining import Call, Lane, Late, Refusal
 from serving.gateway.tracing import Turn, carried
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Triton:
         self._usual: dict[str, float] = {}
         self._left: set[Any] = set()
         # Of Triton nothing is said by a client that goes away, by values that it answers for with an error, and by a
-        # call that had no time.
-        spared = [asyncio.CancelledError, Refusal, Hurried]
+        # call that had no time; and a full queue says that it works.
+        spared = [asyncio.CancelledError, Refusal, Hurried, Crowded]
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=spared)
 
     async def close(self) -> None:
@@ -115,16 +116,35 @@ class Triton:
         granted = self.deadline_seconds if seconds is None else seconds
         return time.monotonic() + granted + min(texts * self.per_text, MOST_SECONDS)
 
-    async def score(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float) -> list[float]:
+    async def score(
+        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None = None
+    ) -> list[float]:
         """Scores of one version in the order of the rows, ``fields.outputs`` for each, by ``deadline`` (monotonic).
 
-        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason.
+        They are probabilities or, within its bounds, the predicted number. Raises Unavailable with the reason, Crowded
+        if the version's queue in Triton has no room, and Late before anything is sent if they would not be there when
+        they are ``promised`` (monotonic; None: whoever asks waits until the deadline).
         """
+        if promised is not None:
+            promised = self._admitted(fields, version, parts, deadline, promised)
         with Turn() as turn:
+            whole = Call({}, deadline, (turn,), math.inf if promised is None else promised)
             if len(parts) == 1:  # its rows are in their order: one length has no other
-                call = Call(parts[0].tensors, deadline, (turn,))
-                return await self._lane(fields, version, parts[0]).ask(call)
-            return await self._gather(fields, version, parts, deadline, turn)
+                return await self._lane(fields, version, parts[0]).ask(whole._replace(tensors=parts[0].tensors))
+            return await self._gather(fields, version, parts, whole)
+
+    def _admitted(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float) -> float:
+        """When rows are promised that may be asked for now. Raises Late (Lane.admit)."""
+        if len(parts) == 1:
+            return self._lane(fields, version, parts[0]).admit(len(parts[0].rows), promised, deadline)
+        asked: Counter[Lane] = Counter()
+        for part in parts:
+            asked[self._lane(fields, version, part)] += len(part.rows)
+        try:
+            return max(lane.admit(rows, promised, deadline) for lane, rows in asked.items())
+        except Late as error:
+            error.rows = sum(asked.values())  # all of them are refused
+            raise
 
     def _lane(self, fields: Fields, version: int, part: Part) -> Lane:
         """The lane of calls that this part may share one with."""
@@ -160,9 +180,7 @@ class Triton:
             for turn in call.turns:
                 turn.came()
 
-    async def _gather(
-        self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, turn: Turn
-    ) -> list[float]:
+    async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], whole: Call) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
         outputs = fields.outputs
         free = asyncio.Semaphore(IN_FLIGHT)
@@ -170,7 +188,8 @@ class Triton:
 
         async def one(part: Part) -> None:
             async with free:
-                values = await self._lane(fields, version, part).ask(Call(part.tensors, deadline, (turn,)))
+                call = whole._replace(tensors=part.tensors)
+                values = await self._lane(fields, version, part).ask(call)
             for place, start in zip(part.rows, range(0, len(values), outputs), strict=True):
                 scores[place * outputs : (place + 1) * outputs] = values[start : start + outputs]
 
@@ -195,6 +214,8 @@ class Triton:
                 f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"
             ) from None
         except grpc.aio.AioRpcError as error:
+            if queue := of_queue(error.details()):
+                raise Crowded(f"the queue of {name} in Triton {queue}: try again in a moment") from error
             told = self._explain(name, error)
             if error.code() in _OF_ROWS and _SICK not in told:
                 raise Refusal(told) from error
@@ -224,6 +245,8 @@ class Triton:
         """
         loop = asyncio.get_running_loop()
         left = max(0.0, call.deadline - time.monotonic())
+        # For a queue in Triton that a case declares a policy for.
+        request.parameters["timeout"].int64_param = max(1, int(left * 1e6))
         sent = self._infer(request, timeout=left + LEFT_SECONDS, metadata=carried(call.turns))
         ended = loop.create_future()
         self._left.add(sent)  # grpc cancels a call that is forgotten
@@ -298,10 +321,11 @@ def _request(case: str, version: int, tensors: Mapping[str, NDArray[Any]]) -> An
 def _connection_lost(error: Exception) -> bool:
     """Whether nobody answered at all.
 
-    Triton itself also says UNAVAILABLE, of a version that is not loaded: that is an answer.
+    Triton itself also says UNAVAILABLE, of a version that is not loaded and of a full queue: that is an answer.
     """
     return (
         isinstance(error, grpc.aio.AioRpcError)
         and error.code() == grpc.StatusCode.UNAVAILABLE
         and "not at ready state" not in (error.details() or "")
+        and not of_queue(error.details())
     )

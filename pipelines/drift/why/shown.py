@@ -63,12 +63,13 @@ def counted(
 
 
 def _answered(current: Profile) -> dict[int, int]:
-    """How many rows each version answered."""
+    """How many rows each version answered; those that have no score were answered by none."""
     found = {}
     for name, column in current.columns.items():
         feature = read(name)
-        if feature.of == SCORE and feature.version is not None:
-            found[feature.version] = column.n + sum(column.missing)
+        given = column.n + sum(column.missing[1:])
+        if feature.of == SCORE and feature.version is not None and given:
+            found[feature.version] = given
     return found
 
 

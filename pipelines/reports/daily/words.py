@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.contracts import Decision, Trigger
+from pipelines.contracts import ELSEWHERE, Decision, Trigger
 from pipelines.drift_report import UNJUDGED, Action, DriftReport, Held, State, WindowFigures
 from pipelines.reports.daily.view import Judged, View
 
@@ -49,10 +49,11 @@ def performance(view: View) -> Held:
 def rolling(view: View) -> list[WindowFigures]:
     """The metric of every version in every window that a report spoke of, oldest first.
 
-    The newest report knows best.
+    The newest report knows best. Rows that no version of ours answered are shown only if somebody else's answers to
+    them can be measured: the others have labels, and no answer.
     """
     found = {(one.end, one.version): one for past in view.history for one in past.report.performance.rolling}
-    return [found[key] for key in sorted(found)]
+    return [one for _, one in sorted(found.items()) if one.version != ELSEWHERE or one.main is not None]
 
 
 def headline(view: View) -> str:

@@ -5,6 +5,8 @@ import shutil
 import signal
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from pipelines import storage
 from pipelines.cases import load_fields
@@ -12,6 +14,7 @@ from pipelines.deploy import repository
 from pipelines.errors import IntegrityError
 from pipelines.fields import Fields, Text
 from pipelines.files import file_sha256
+from pipelines.params import Batching, Queue, ServingParams
 from pipelines.settings import Settings
 from tests.pipelines.candidates import CASE, candidate, month
 
@@ -31,7 +34,7 @@ def test_configuration_says_what_the_case_declares(device, kind):
     And the official backend's name.
     """
     assert (
-        repository.config(FIELDS, [3, 1], device)
+        repository.config(FIELDS, [3, 1], ServingParams(device=device))
         == f"""name: "bank"
 backend: "onnxruntime"
 max_batch_size: 1024
@@ -48,6 +51,64 @@ parameters [
 ]
 """
     )
+
+
+BATCHED = ServingParams(
+    device="cpu",
+    instances=2,
+    batching=Batching(window_ms=2.5, preferred_rows=(8, 32), queue=Queue(timeout_ms=250, size=100)),
+)
+
+
+def parsed(text):
+    """A configuration as Triton reads it."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_instances_and_batching_are_tritons():
+    """Instances, window, preferred rows and the queue's policy stand in the configuration under Triton's own names."""
+    found = parsed(repository.config(FIELDS, [1], BATCHED))
+    [group], batcher = found.instance_group, found.dynamic_batching
+    assert (group.count, group.kind) == (2, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    assert list(batcher.preferred_batch_size) == [8, 32]
+    assert batcher.max_queue_delay_microseconds == 2500
+    policy = batcher.default_queue_policy
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert (policy.default_timeout_microseconds, policy.allow_timeout_override) == (250_000, True)
+    assert policy.max_queue_size == 100
+
+
+def test_only_a_declared_queue_has_a_policy():
+    """A bare ``batching: {}`` joins what is there already, and its queue has no policy, which would cost latency.
+
+    One with a size alone leaves how long a request waits to its own timeout, up to an hour.
+    """
+    batcher = parsed(repository.config(FIELDS, [1], ServingParams(batching=Batching()))).dynamic_batching
+    assert (list(batcher.preferred_batch_size), batcher.max_queue_delay_microseconds) == ([], 0)
+    assert not batcher.HasField("default_queue_policy")
+    sized = ServingParams(batching=Batching(queue=Queue(size=5)))
+    policy = parsed(repository.config(FIELDS, [1], sized)).dynamic_batching.default_queue_policy
+    assert (policy.default_timeout_microseconds, policy.allow_timeout_override) == (3_600_000_000, True)
+    assert policy.max_queue_size == 5
+
+
+def test_without_batching_there_is_no_batcher():
+    """A case that declares none has no dynamic batcher, whatever else it declares."""
+    serving = ServingParams(instances=3, deadline_seconds=1.0)
+    assert not parsed(repository.config(FIELDS, [1], serving)).HasField("dynamic_batching")
+
+
+def test_a_fallback_holds_for_what_was_asked_for(tmp_path):
+    """A case on the CPU instead of a GPU is so for its versions, instances and batching: another wish is a new one."""
+    wanted = BATCHED.model_copy(update={"device": "gpu"})
+    assert not repository.fell_back(tmp_path, FIELDS, [1], wanted)
+    repository.configure(tmp_path, FIELDS, [1], BATCHED, instead="no GPU\nhere")
+    assert repository.instead_of_gpu(tmp_path, CASE) == "no GPU here"
+    assert repository.fell_back(tmp_path, FIELDS, [1], wanted)
+    assert not repository.fell_back(tmp_path, FIELDS, [1, 2], wanted)
+    assert not repository.fell_back(tmp_path, FIELDS, [1], wanted.model_copy(update={"instances": 1}))
+    repository.configure(tmp_path, FIELDS, [1], BATCHED)
+    assert not repository.fell_back(tmp_path, FIELDS, [1], wanted)
 
 
 def test_configuration_of_texts_leaves_their_length_open():

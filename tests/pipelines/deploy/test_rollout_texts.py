@@ -13,6 +13,7 @@ from pipelines import storage
 from pipelines.cases import load_fields
 from pipelines.deploy import repository, rollout, triton
 from pipelines.errors import IntegrityError, Unavailable
+from pipelines.params import ServingParams
 from tests.texts import some_texts, write_text_bundle
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,7 @@ def test_a_case_that_wants_a_gpu_goes_on_without_one(triton_server, caplog):
     settings = embedded.settings(home, ports)
     first = bundle(settings, 3)
     with caplog.at_level("INFO"):
-        rollout.offer(settings, FIELDS, 3, first, device="gpu")
+        rollout.offer(settings, FIELDS, 3, first, serving=ServingParams(device="gpu"))
     assert "triage is served on the CPU instead of a GPU: Triton at" in caplog.text
     assert "KIND_CPU" in repository.read_config(settings.model_repository, CASE)
     assert "GPU" in repository.instead_of_gpu(settings.model_repository, CASE)

@@ -1,13 +1,15 @@
 """pipelines/steps/reconcile.py: Triton and the aliases become what the ledger says, and stay so."""
 
 import shutil
+import threading
 
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from pipelines import ledger, storage
 from pipelines.deploy import repository, rollout, triton
 from pipelines.errors import IntegrityError, Unavailable
-from pipelines.params import ServingParams
+from pipelines.params import Batching, Queue, ServingParams
 from pipelines.params_file import load_params
 from pipelines.registry import aliases
 from pipelines.steps import reconcile
@@ -154,6 +156,55 @@ def test_a_case_without_its_gpu_is_settled_on_the_cpu(mended):
     assert repair() == ["configured versions 1, 2"]
     assert repository.instead_of_gpu(settings.model_repository, CASE) == ""
     assert answering(settings, 1, 2) == [1, 2]
+
+
+def instances_and_queue(settings):
+    """How many instances Triton says that the case has, and how many requests may wait."""
+    found = triton._call(settings, "ModelConfig", pb.ModelConfigRequest(name=CASE), 10.0).config
+    return sum(group.count for group in found.instance_group), (
+        found.dynamic_batching.default_queue_policy.max_queue_size if found.HasField("dynamic_batching") else None
+    )
+
+
+def test_other_serving_parameters_are_followed_under_load(mended):
+    """Instances and batching that a case declares are Triton's after the next reconcile, once, and no answer is lost.
+
+    On the CPU in a GPU's place, too, and also when they change while it is there.
+    """
+    settings, _, repair = mended
+    repair()
+    assert instances_and_queue(settings) == (1, None)
+    asked, stop = list[list[int]](), threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            asked.append(answering(settings, 1, 2))
+
+    def reconciled(**serving):
+        params = load_params(CASE).model_copy(update={"serving": ServingParams(**serving)})
+        return reconcile.run(params, settings)["repaired"]
+
+    batching = Batching(window_ms=1, preferred_rows=(8,), queue=Queue(size=50))
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for one in askers:
+        one.start()
+    try:
+        assert reconciled(device="cpu", instances=2, batching=batching) == ["configured versions 1, 2"]
+        assert instances_and_queue(settings) == (2, 50)
+        assert reconciled(device="cpu", instances=2, batching=batching) == []
+        for instances in (2, 1):
+            [said, _] = reconciled(device="gpu", instances=instances, batching=batching)
+            assert said.startswith("on the CPU instead of a GPU: Triton at")
+            assert instances_and_queue(settings) == (instances, 50)
+            assert reconciled(device="gpu", instances=instances, batching=batching) == []
+        assert repair() == ["configured versions 1, 2"]
+        assert instances_and_queue(settings) == (1, None)
+    finally:
+        stop.set()
+        for one in askers:
+            one.join()
+    assert len(asked) > 20
+    assert [found for found in asked if found != [1, 2]] == []
 
 
 def test_triton_keeps_what_the_ledger_names_and_nothing_else(mended, monkeypatch):

@@ -5,10 +5,13 @@ import json
 
 import pytest
 
-from pipelines import imports
+from pipelines import imports, storage
 from pipelines.line.order import ALL, DRIFT, EXPORT, GATE, STEPS, TRAIN
 from pipelines.line.rooms import rooms, runs_case
-from pipelines.line.runner import home
+from pipelines.line.runner import declared, home
+from pipelines.line.step import Work
+from pipelines.params import Batching, ServingParams, Slo
+from pipelines.params_file import load_params
 from tests.pipelines.steps import versions
 
 KEPT = json.loads(versions.KEPT.read_text())
@@ -39,6 +42,21 @@ def test_every_file_of_the_steps_is_declared():
     files = {path.stem for path in (imports.ROOT / "pipelines" / "steps").glob("*.py")} - {"__init__"}
     assert files == {step.name for step in ALL}
     assert all(callable(getattr(home(step), "work" if step in STEPS else "run")) for step in ALL)
+
+
+def test_how_a_case_is_served_is_in_no_key():
+    """Other ``serving:`` parameters leave what every step declares as it is: nothing is trained or judged anew."""
+    params = load_params("bank")
+    serving = ServingParams(
+        device="gpu", instances=2, batching=Batching(window_ms=5), deadline_seconds=1, slo=Slo(p99_ms=20), default=0.1
+    )
+    other = params.model_copy(update={"serving": serving})
+    assert other.serving != params.serving
+    work = Work(lambda _folder, _key: None)
+    for step in STEPS:
+        assert storage.canonical_json(declared(step, params, work)) == storage.canonical_json(
+            declared(step, other, work)
+        )
 
 
 def test_wording_does_not_count():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
@@ -24,6 +25,7 @@ from serving.gateway.settings import Bounds
 from tests.serving.gateway.world import (
     FIELDS,
     KEY,
+    LABELS,
     PREDICT,
     Scores,
     client,
@@ -318,6 +320,117 @@ def test_one_cases_storm_leaves_room_for_the_others(tmp_path, bounds):
         with door.place("storm") as one, door.place("storm") as other:
             one.hold(10)
             other.hold(10)
+
+
+def test_rows_in_flight_are_bounded_per_worker_and_case(tmp_path):
+    """A case has its share of a worker's rows, all cases together the bound; a request that is alone always gets in."""
+    door = Door(Bounds(auth=False, case_share=0.5, max_pending_rows=20), tmp_path / "key")
+
+    async def run():
+        with ExitStack() as inside:
+
+            async def come(case, rows):
+                await inside.enter_context(door.place(case)).rows(rows)
+
+            await come("storm", 25)
+            with pytest.raises(Refused, match=r"25 rows are being answered.*try again") as refused:
+                await come("calm", 1)
+            assert (refused.value.status, refused.value.rows, refused.value.headers) == (503, 1, {"Retry-After": "1"})
+        with ExitStack() as inside:
+            await come("storm", 6)
+            with pytest.raises(Refused, match="6 rows for storm are being answered"):
+                await come("storm", 5)
+            await come("storm", 4)
+            await come("calm", 10)
+        with door.place("storm") as place:
+            await place.rows(10)
+
+    asyncio.run(run())
+
+
+def test_a_storm_of_rows_is_refused_at_every_door_and_keeps_its_connections(tmp_path):
+    """Beyond its rows a worker answers 503 with Retry-After: whole requests, rows one by one, v2 and labels alike.
+
+    None of them is in the log, and each connection takes the next request.
+    """
+    triton = Held()
+    many = {"rows": some_rows(6)}
+    labels = {"labels": [{"prediction_id": str(number), "label": 1} for number in range(6)]}
+    with (
+        gateway(tmp_path, triton, max_pending_rows=10) as (http, _, _),
+        httpx.Client(base_url=http.base_url, headers=http.headers, limits=httpx.Limits(max_connections=1)) as one,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(http.post, PREDICT, json=many)
+        until(lambda: triton.come == 1)
+        assert one.get("/healthz").status_code == 200
+        [connection] = one._transport._pool.connections
+        for path, asked in ((PREDICT, many), (f"{PREDICT}?partial=true", many), (LABELS, labels)):
+            more = one.post(path, json=asked)
+            assert (more.status_code, more.headers["retry-after"]) == (503, "1"), path
+            assert "6 rows are being answered: try again" in more.json()["error"]
+            assert "connection" not in more.headers
+        assert one._transport._pool.connections == [connection]
+        triton.go.set()
+        assert first.result().status_code == 200
+        assert one.post(PREDICT, json=many).status_code == 200
+        assert counted(http, "refused_rows_total", case="loans", reason="busy") == 18
+        assert counted(http, "log_lines_total", case="loans", kind="predictions") == 12
+        assert counted(http, "labels_total", case="loans") == 0
+
+
+def test_a_request_that_is_turned_away_leaves_its_connection_in_order(tmp_path):
+    """Beyond the bound an answer comes before the body does, which is thrown away; the next request is answered.
+
+    Requests that are sent together are answered in their order; who asks for the end of the connection gets it; each
+    is counted, and a case that nobody knows is none of them.
+    """
+    triton = Held()
+    body = json.dumps({"rows": some_rows(1)}).encode()
+    head = HEAD + f"Content-Length: {len(body)}\r\n"
+    with (
+        gateway(tmp_path, triton, max_requests=1) as (http, _, address),
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(address) as connection,
+    ):
+        first = pool.submit(http.post, PREDICT, content=body)
+        until(lambda: triton.come == 1)
+        connection.settimeout(10)
+        found = b""
+        connection.sendall(head.encode() + b"\r\n" + body[:5])
+        while b"try again" not in found:
+            found += connection.recv(65536)
+        assert found.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in found
+        assert b"x-frame-options: DENY" in found
+        connection.sendall(body[5:])
+        unknown = HEAD.replace("loans", "nobody") + f"Content-Length: {len(body)}\r\n\r\n"
+        health = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        connection.sendall((head.encode() + b"\r\n" + body) * 300 + health + unknown.encode() + body)
+        found = b""
+        while found.count(b"HTTP/1.1 ") < 302:
+            found += connection.recv(2**20)
+        statuses = [line[:3] for line in found.split(b"HTTP/1.1 ")[1:]]
+        assert statuses == [b"503"] * 300 + [b"200", b"404"]
+        triton.go.set()
+        assert first.result().status_code == 200
+        until(lambda: counted(http, "requests_inside") == 0)
+        connection.sendall(head.encode() + b"\r\n" + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert counted(http, "requests_total", case="loans", route="predict", status="503") == 301
+        assert counted(http, "refused_rows_total", case="loans", reason="busy") == 301
+    triton.go.clear()
+    with (
+        gateway(tmp_path / "again", triton, max_requests=1) as (http, _, address),
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(address) as connection,
+    ):
+        first = pool.submit(http.post, PREDICT, content=body)
+        until(lambda: triton.come == 3)
+        connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+        assert ended(connection).startswith(b"HTTP/1.1 503")
+        triton.go.set()
+        assert first.result().status_code == 200
 
 
 class Slow(Scores):

@@ -284,3 +284,15 @@ def test_a_stub_without_a_client_library_works(world):
     timing = dict(call.trailing_metadata())["server-timing"]
     phases = [one.partition(";")[0] for one in timing.split(", ")]
     assert phases == ["read", "encode", "queue", "triton", "log", "total"]
+
+
+@pytest.mark.parametrize("module", [by_http, by_grpc])
+def test_limits_count_rows_here_too(tmp_path, module):
+    """Tensors of more rows than the rate lets in, or lets in at all, are refused before they are scored."""
+    with gateway(tmp_path, rate="10/day") as found:
+        with pytest.raises(InferenceServerException, match="11 rows are more than the rate of 10 per 1 day"):
+            ask(found, module, some_rows(11))
+        ask(found, module, ROWS)
+        with pytest.raises(InferenceServerException, match="more rows than 10 per 1 day: wait a moment"):
+            ask(found, module, ROWS)
+        assert len(lines(found[3])) == len(ROWS)

@@ -100,3 +100,46 @@ def test_what_is_no_redis_names_the_setting(tmp_path):
     """An address that cannot be one stops the worker at its start, with the setting's name."""
     with pytest.raises(ConfigError, match="PERENNIAL_LIMITS_URL cannot be used"):
         let_in(tmp_path, "http://somewhere")
+
+
+def refusals(door, *requests):
+    """The statuses of requests, ``(caller, rows)``, one after the other; None for those that are let in."""
+
+    async def one(caller, count):
+        try:
+            with door.place("loans", await door.admit(caller, HOST)) as place:
+                await place.rows(count)
+        except Refused as refused:
+            return refused.status
+        return None
+
+    async def every():
+        return [await one(*request) for request in requests]
+
+    return asyncio.run(every())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_rate_counts_rows(tmp_path, request, monkeypatch, shared):
+    """A request uses up as much of the rate as it has rows; what is refused for its rows leaves the others theirs."""
+    monkeypatch.setattr(protections, "_WAIT_SECONDS", 10.0)
+    url = SecretStr(request.getfixturevalue("redis_url")) if shared else None
+    (tmp_path / "key").write_text("a\nb\n")
+    door = Door(Bounds(rate="20/day"), tmp_path / "key", url)
+
+    asked = (("a", 12), ("a", 9), ("a", 7), ("b", 20), ("a", 1), ("b", 1))
+    assert refusals(door, *asked) == [None, 429, None, None, 429, 429]
+
+
+def test_more_rows_than_a_rate_lets_in_at_all_are_told_so(tmp_path):
+    """Waiting does not help a request that is alone above the rate: it is told to be shorter, and uses up nothing."""
+    door = Door(Bounds(auth=False, rate="20/day"), tmp_path / "key")
+
+    async def run():
+        with door.place("loans", "c") as place:
+            await place.rows(21)
+
+    with pytest.raises(Refused, match=r"21 rows are more than the rate of 20 per 1 day lets in at all") as refused:
+        asyncio.run(run())
+    assert (refused.value.status, refused.value.reason, refused.value.headers) == (422, "too_many", {})
+    assert refusals(door, ("", 20)) == [None]

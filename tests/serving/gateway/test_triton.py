@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import grpc
@@ -14,6 +15,7 @@ from pipelines.errors import Unavailable
 from pipelines.fields import Fields, Number, Text
 from pipelines.parts import cut
 from pipelines.text import pad
+from serving.gateway.joining import Late
 from serving.gateway.triton import FAILURES, Triton
 from tests.serving.gateway.world import Scores, fake_triton
 
@@ -107,6 +109,39 @@ def test_a_number_is_taken_within_its_bounds():
     for wrong in (0.0999, 90.001, float("nan"), float("inf")):
         with pytest.raises(Unavailable, match=r"not one number from 0\.1 to 90 per row"):
             score([[12.5], [wrong]], [[0, 5], [1, 5]], MINUTES)
+
+
+def test_a_request_of_several_lengths_is_refused_whole_if_one_is_late():
+    """Where the lane of one length would answer too late, nothing is sent of the others, and all rows are refused."""
+    wait = 0.6
+
+    class Slow(Said):
+        def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+            """One inference; long texts take a while."""
+            if request.inputs[0].shape[1] > 8:
+                time.sleep(wait)
+            return super().ModelInfer(request, context)
+
+    async def ask(port, triton):
+        client = Triton(f"127.0.0.1:{port}", 5.0)
+        long, both = cut(pad([[1] * 20]), 64), cut(pad([[0] * 20, [1], [2]]), 64)
+        try:
+            await client.score(TEXTS, 1, long, client.deadline())
+            going = asyncio.create_task(client.score(TEXTS, 1, long, client.deadline(), math.inf))
+            await asyncio.sleep(wait / 3)
+            sizes = list(triton.sizes)
+            with pytest.raises(Late) as late:
+                await client.score(TEXTS, 1, both, client.deadline(), time.monotonic() + 1.3 * wait)
+            assert (late.value.rows, triton.sizes) == (3, sizes)
+            assert len(await client.score(TEXTS, 1, both, client.deadline(), time.monotonic() + 4 * wait)) == 9
+            # Who is promised nothing waits: readiness does.
+            assert len(await client.score(TEXTS, 2, long, client.deadline())) == 3
+            await going
+        finally:
+            await client.close()
+
+    with fake_triton(servicer=Slow([[0.25, 0.25, 0.5], [1, 0, 0], [0, 1, 0]])) as (triton, port):
+        asyncio.run(ask(port, triton))
 
 
 class Failing(Scores):

@@ -196,7 +196,7 @@ def some_rows(count: int, day: int = 1) -> list[dict]:
 def lines(settings: Settings, kind: str = "predictions", case: str = CASE) -> list[dict]:
     """All whole lines of the log, open segments included."""
     found = []
-    for path in sorted((settings.prediction_log / case / kind).glob("*.jsonl*")):
+    for path in sorted((settings.prediction_log / case / kind).glob("[!.]*.jsonl*")):
         found += [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     return found
 

@@ -13,6 +13,7 @@ under the same names.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ DATA_TYPES = {
 
 PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", "session.intra_op.allow_spinning")
 """Set 1, 1 and "0" on few cores: spinning threads cost a small model a third of its throughput."""
+
+SLOW_SECONDS = 0.02
+"""Where a run takes as long, requests are asked whether somebody still waits for them: that takes up to 0.2 ms each."""
 
 
 class TritonPythonModel:
@@ -72,14 +76,33 @@ class TritonPythonModel:
         _check(args["model_name"], config, self.session, batched=self.batched)
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
         self.outputs = [tensor["name"] for tensor in config["output"]]
+        self.seconds = 0.0
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests that Triton put into one batch, in their order.
 
         Those whose rows have one shape are one run on the concatenated rows; texts of other lengths (which Triton
         batches only where ``allow_ragged_batch`` says so) are another. If a run fails, every request of it runs
-        alone, so that a bad one fails by itself and not its neighbours.
+        alone, so that a bad one fails by itself and not its neighbours. What nobody waits for any more (its client has
+        gone, its deadline has passed) is not run by a slow model; Triton's dynamic batcher, where there is one, keeps
+        it from coming here at all.
         """
+        begun = time.monotonic()
+        gone = set[int]()
+        if self.seconds >= SLOW_SECONDS:
+            gone = {place for place, request in enumerate(requests) if request.is_cancelled()}
+        answers = iter(self._answers([request for place, request in enumerate(requests) if place not in gone]))
+        responses = [_cancelled() if place in gone else next(answers) for place in range(len(requests))]
+        if len(gone) < len(requests):
+            self.seconds = time.monotonic() - begun
+        return responses
+
+    def finalize(self) -> None:
+        """Give the session's memory back."""
+        del self.session
+
+    def _answers(self, requests: list[Any]) -> list[Any]:
+        """The responses to requests that are waited for."""
         feeds = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests
@@ -95,10 +118,6 @@ class TritonPythonModel:
             for place, response in zip(places, together, strict=True):
                 responses[place] = response
         return responses
-
-    def finalize(self) -> None:
-        """Give the session's memory back."""
-        del self.session
 
     def _together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
         """The responses to requests of one shape."""
@@ -133,6 +152,12 @@ class TritonPythonModel:
             if name in wanted
         ]
         return pb_utils.InferenceResponse(tensors)
+
+
+def _cancelled() -> Any:
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError("nobody waits for this any more", pb_utils.TritonError.CANCELLED)
+    )
 
 
 CPU = ["CPUExecutionProvider"]
