@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -42,16 +43,20 @@ _PREFIX = "perennial_gateway_"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series per counter, which nobody reads
 
 
-class _Bound(NamedTuple):
-    """What a request of one case, route, version and status is counted in: finding them costs more than counting.
+class _Bound:
+    """What requests of one case, route, version and status are counted in: finding it costs more than counting.
 
-    ``phases`` are the seconds of each that are not in their counter yet.
+    ``count`` and the seconds of ``phases`` are not in their counters yet.
     """
 
-    requests: Callable[[], None]
-    seconds: Callable[[float], None]
-    answer: Callable[[float], None] | None
-    phases: dict[str, float]
+    __slots__ = ("answer", "count", "phases", "requests", "seconds")
+
+    def __init__(self, requests: Counter, seconds: Histogram, answers: Histogram | None) -> None:
+        self.requests = requests.inc
+        self.seconds = seconds.observe
+        self.answer = None if answers is None else answers.observe
+        self.count = 0
+        self.phases: defaultdict[str, float] = defaultdict(float)
 
 
 class Metrics:
@@ -143,22 +148,21 @@ class Metrics:
         """Count and time a request of a case ("": none of ours)."""
         key = case, route, course.version, status
         bound = self._bound.get(key) or self._bind(*key)
-        bound.requests()
+        bound.count += 1
         bound.seconds(seconds)
         if bound.answer is not None:
             bound.answer(seconds)
             phases = bound.phases
             for name, spent in course.phases.items():
-                phases[name] = phases.get(name, 0.0) + spent
+                phases[name] += spent
 
     def _bind(self, case: str, route: str, version: int | None, status: int) -> _Bound:
         named = "" if version is None else str(version)
         scored = case and route in SCORED and status == 200
         bound = self._bound[case, route, version, status] = _Bound(
-            self.requests.labels(case, route, named, status).inc,
-            self.seconds.labels(route).observe,
-            self.answers.labels(case, named).observe if scored else None,
-            {},
+            self.requests.labels(case, route, named, status),
+            self.seconds.labels(route),
+            self.answers.labels(case, named) if scored else None,
         )
         return bound
 
@@ -235,6 +239,8 @@ class Metrics:
         for case in self._versions.keys() | waiting.keys():
             self.waiting.labels(case).set(waiting.get(case, 0))
         for (case, *_), bound in self._bound.items():
+            bound.requests(bound.count)
+            bound.count = 0
             for name, spent in bound.phases.items():
                 self.phases.labels(case, name).inc(spent)
             bound.phases.clear()

@@ -115,13 +115,14 @@ class Turn:
     another phase, between ``begins`` and ``went``.
     """
 
-    __slots__ = ("_context", "_course", "_open", "_since", "_span", "_under_way")
+    __slots__ = ("_context", "_course", "_open", "_since", "_span", "_tracer", "_under_way")
 
     def __enter__(self) -> Self:
         """It waits from now on."""
         self._course = _NOW.get()
         self._context = self._span = None
-        if _tracer() is not None:
+        self._tracer = _tracer()
+        if self._tracer is not None:
             from opentelemetry.context import get_current
 
             self._context = get_current()
@@ -148,8 +149,8 @@ class Turn:
         self._under_way += 1
         if self._under_way == 1 and self._open:
             self._count(after)
-            if (tracer := _tracer()) is not None:
-                self._span = tracer.start_span("triton", context=self._context)
+            if self._tracer is not None:
+                self._span = self._tracer.start_span("triton", context=self._context)
 
     def came(self) -> None:
         """A call that went out has ended."""
@@ -179,10 +180,10 @@ class Turn:
         if self._span is not None:
             self._span.end()
             self._span = None
-        elif (tracer := _tracer()) is not None:
+        elif self._tracer is not None:
             ended = time.time_ns()
             began = ended - int(spent * 1e9)
-            tracer.start_span(name, context=self._context, start_time=began).end(ended)
+            self._tracer.start_span(name, context=self._context, start_time=began).end(ended)
 
 
 def carried(turns: Iterable[Turn]) -> Metadata:

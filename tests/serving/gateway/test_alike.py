@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from uvicorn.loops.uvloop import uvloop_loop_factory
 
@@ -379,6 +379,15 @@ REQUESTS = st.lists(
     min_size=1,
     max_size=24,
 )
+CROWD = [
+    *(Asked("triage", ((number % 6, None),)) for number in range(12)),
+    *(Asked("triage", ((number, None),), fate="leaves") for number in range(3)),
+    *(Asked("triage", ((number, None),), fate="hurries") for number in range(3)),
+    *(Asked("triage", ((number, 1),)) for number in (0, 0, 0, 1, 1)),
+    Asked("triage", ((REFUSED, None),)),
+    *(Asked("triage", ((number % 6, None),)) for number in range(6)),
+]
+"""Requests of one moment, among which everything happens."""
 EVERYTHING = {
     "joined",
     "mixed lengths",
@@ -424,6 +433,7 @@ def test_a_row_is_answered_alike_beside_any_neighbours(world):
     world.seen.clear()
 
     @settings(deadline=None)
+    @example(CROWD)
     @given(REQUESTS)
     def holds(requests: list[Asked]) -> None:
         check(world, requests)
