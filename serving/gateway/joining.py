@@ -179,6 +179,7 @@ class Lane:
                 await self._answer(together)
         finally:
             self._busy = False
+            self._rows = 0
             while self._waiting:  # the loop was ended: nobody may wait for ever
                 self._waiting.popleft().answer.cancel()
 

@@ -110,6 +110,8 @@ The pace that it is held against is a mean, and log and reply follow.
 """
 INLINE_ROWS = 1000
 """Of so many rows the keys of kept scores are made where they are read: in a few milliseconds."""
+BUSY = 503
+"""The status of a request that is refused because there is too much to do."""
 PREVIOUS = "the previous release"
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
@@ -433,12 +435,15 @@ async def _score(
     """
     try:
         return await _released(gateway, case, columns, only, received)
-    except (Unavailable, Late) as error:
+    except (Unavailable, Refused) as error:
+        if isinstance(error, Refused) and error.status != BUSY:
+            raise
         scores = default_scores(case.fields, case.serving.default)
         if scores is None or only is not None:
             if isinstance(error, Late):
                 case.pressed = error.lane
             raise
+        asks(None)
         if isinstance(error, Unavailable):  # who is late is no news, and the next one may be in time
             _flag(gateway, case, "the declared default", str(error))
         return ELSEWHERE, [*scores] * len(columns[EVENT_TIME])

@@ -95,8 +95,8 @@ class phase:  # noqa: N801 - as above
             course.phases[self._name] = course.phases.get(self._name, 0.0) + took
 
 
-def asks(version: int) -> None:
-    """Note which version the request's rows are given to."""
+def asks(version: int | None) -> None:
+    """Note which version the request's rows are given to; None: a default is answered, which is of none."""
     if (course := _NOW.get()) is not None:
         course.version = version
 

@@ -385,3 +385,16 @@ def test_the_metric_is_drawn_with_what_happened_to_it():
     assert re.search(
         r"7 Jun 2020</td><td>v2</td><td class=\"n\">400</td><td class=\"n\">0 \(0%\)</td><td class=\"n\">-</td>", text
     )
+
+
+def test_rows_that_nobody_answered_are_no_versions_figures():
+    """Windows of rows that were answered by a default, or by nobody, are not shown as a version's.
+
+    Imported rows that somebody answered are.
+    """
+    window = {"start": "2020-06-01T00:00:00+00:00", "end": "2020-06-02T00:00:00+00:00", "delay_days": 2.0}
+    known = {"rows": 400, "labelled": 400, "coverage": 1.0, "log_loss": 0.3, "low": 0.2, "high": 0.4}
+    nobody = {"rows": 30, "labelled": 20, "coverage": 0.66, "log_loss": None, "low": None, "high": None}
+    one = {**window, **known, "version": 1}
+    assert "<td>v0</td>" not in page(raw={"performance": {"rolling": [{**window, **nobody, "version": 0}, one]}})
+    assert "<td>v0</td>" in page(raw={"performance": {"rolling": [{**window, **known, "version": 0}, one]}})

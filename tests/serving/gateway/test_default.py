@@ -216,6 +216,24 @@ def test_who_would_be_late_has_the_default(tmp_path, monkeypatch):
         assert versions.count(2) > 0
 
 
+def test_where_tritons_queue_is_full_there_is_the_default(tmp_path, monkeypatch):
+    """A model whose queue has no room is no outage, and is answered with the default all the same.
+
+    Such answers are of no version in the metrics.
+    """
+
+    class Full(Scores):
+        def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+            """One inference."""
+            context.abort(grpc.StatusCode.UNAVAILABLE, "in ensemble, Exceeds maximum queue size")
+
+    with gateway(tmp_path, monkeypatch, {"default": 0.75}, triton=Full()) as (http, _, _):
+        answer = http.post(PREDICT, json={"rows": ROWS})
+        assert [row["default"] for row in answer.json()["rows"]] == [True] * 3
+        assert counted(http, "requests_total", case="loans", version="", status="200") == 1
+        assert counted(http, "fallback", case="loans") == 0
+
+
 def test_a_default_is_followed_and_a_wrong_one_is_none(tmp_path, monkeypatch):
     """A default that is declared later is answered within a moment; one that cannot be is told, and none is answered.
 
