@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import os
 import re
 import signal
@@ -68,6 +67,8 @@ AT_ONCE_MS = 100.0
 """What the slowest hundredth of the refusals may take."""
 GROWN = 32.0
 """MiB by which a worker may grow in the last three quarters of an overload."""
+NEVER = 1e9
+"""In place of the milliseconds of what did not happen."""
 WITHIN = 1.5
 LEAST_TURNS = 4
 """Releases during the reload."""
@@ -468,9 +469,9 @@ def overload_goals(case: str, row: Row) -> list[Row]:
     accepted = row["accepted ms (p50, p95, p99)"]
     return [
         goal(f"{name}: offered, of the capacity", row["offered/s"] / row["capacity/s"], STORM * 0.95, "higher"),
-        goal(f"{name}: p99 of accepted requests (ms), their SLO", accepted[2] if accepted else math.inf, row["slo ms"]),
+        goal(f"{name}: p99 of accepted requests (ms), their SLO", accepted[2] if accepted else NEVER, row["slo ms"]),
         goal(f"{name}: answers that are neither 200 nor 503", strange, 0),
-        goal(f"{name}: p99 of refusals (ms)", refused[2] if refused else math.inf, AT_ONCE_MS),
+        goal(f"{name}: p99 of refusals (ms)", refused[2] if refused else NEVER, AT_ONCE_MS),
         goal(f"{name}: accepted, of the capacity", row["accepted/s"] / row["capacity/s"], 0.5, "higher"),
         goal(f"{name}: MiB that the worker grew by in the last three quarters", row["MiB grown"], GROWN),
     ]
