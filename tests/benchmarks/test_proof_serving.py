@@ -74,10 +74,12 @@ def test_an_overload_without_a_refusal_is_no_overload():
         "slo ms": 200.0,
         "MiB grown": 1.0,
     }
-    assert [each["name"] for each in proof.overload_goals(row) if not each["holds"]] == [
-        "overload: p99 of refusals (ms)"
+    assert [each["name"] for each in proof.overload_goals("bank", row) if not each["holds"]] == [
+        "overload of bank: p99 of refusals (ms)"
     ]
-    held = proof.overload_goals(row | {"refused ms (p50, p95, p99)": [1, 2, 3], "statuses": {"200": 1, "503": 2}})
+    held = proof.overload_goals(
+        "bank", row | {"refused ms (p50, p95, p99)": [1, 2, 3], "statuses": {"200": 1, "503": 2}}
+    )
     assert all(each["holds"] for each in held)
 
 
