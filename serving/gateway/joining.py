@@ -131,7 +131,11 @@ class Lane:
         if every > self._most:  # what comes later fills the last call, too
             return ready + -(-every // self._most) * self._pace.seconds(self._most), math.inf
         # One call for all who wait: whoever waits longest has to be answered first.
-        return ready + self._pace.seconds(every), self._waiting[0].call.promised if self._waiting else math.inf
+        answered = ready + self._pace.seconds(every)
+        longest = next((one.call.promised for one in self._waiting if not one.answer.done()), math.inf)
+        if answered > longest and ready + self._pace.seconds(self._rows) > longest:
+            return answered, math.inf  # too late for that one anyway: nobody has to stand back for it
+        return answered, longest
 
     async def ask(self, call: Call) -> list[float]:
         """The scores of a call's rows. Raises what ``send`` raises, Unavailable after the deadline."""

@@ -6,11 +6,12 @@ import asyncio
 import time
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import DataError, Unavailable
-from serving.gateway.joining import Call, Lane, Refusal
+from serving.gateway.joining import Call, Lane, Late, Refusal
 from serving.gateway.tracing import Turn
 
 
@@ -156,6 +157,37 @@ def test_each_has_its_own_deadline():
     assert "in time" in str(late)
     assert [one.rows for one in triton.calls] == [1, 1]
     assert triton.calls[1].deadline > time.monotonic() + 1
+
+
+@pytest.mark.parametrize(
+    ("promised", "leaves", "refused"),
+    [(0.5, False, True), (0.001, False, False), (0.5, True, False)],
+    ids=["in time", "too late anyway", "gone"],
+)
+def test_nobody_stands_back_for_who_cannot_be_answered_in_time(promised, leaves, refused):
+    """Rows that would make the longest waiting late are refused, but not if it is late without them, or has gone."""
+    triton = Triton(seconds=0.05)
+
+    async def run():
+        lane = Lane(triton, 1000)
+        await lane.ask(call(1))  # so that its pace is known
+        under_way = asyncio.create_task(lane.ask(call(2)))
+        await asyncio.sleep(0)
+        now = time.monotonic()
+        waits = asyncio.create_task(lane.ask(call(3)._replace(promised=now + promised)))
+        await asyncio.sleep(0)
+        if leaves:
+            waits.cancel()
+            await asyncio.sleep(0)
+        try:
+            lane.admit(900, now + 60, now + 60)  # some 30 times the seconds of one row
+        except Late:
+            return True
+        finally:
+            await asyncio.gather(under_way, waits, return_exceptions=True)
+        return False
+
+    assert asyncio.run(run()) == refused
 
 
 def test_a_client_that_goes_away_takes_nobody_along():
