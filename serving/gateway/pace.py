@@ -12,8 +12,8 @@ import math
 from bisect import bisect_left
 from typing import NamedTuple
 
-WEIGHT = 0.1
-"""What the newest call of its size counts: some twenty of them are remembered."""
+WEIGHT = 0.2
+"""What the newest call of its size counts: some ten of them are remembered, of a slow version those of seconds."""
 
 
 TURNS = 4

@@ -128,8 +128,9 @@ def in_time(gateway: Gateway, case: Case) -> None:
     if lane is None:
         return
     if case.fields.text is None and case.serving.default is None:
-        p99_ms, seconds = case.serving.slo.p99_ms, case.serving.deadline_seconds
-        promise = KEPT * (p99_ms / 1000 if p99_ms is not None else seconds or gateway.bounds.deadline_seconds)
+        now = time.monotonic()
+        deadline = gateway.triton.deadline(seconds=case.serving.deadline_seconds)
+        promise = _promised(case.serving.slo.p99_ms, datetime.now(UTC), deadline) - now
         if late := lane.wait(1).late(promise, promise):
             raise Late(lane, late, 1)
     case.pressed = None
@@ -483,13 +484,14 @@ async def _released(
 def _promised(p99_ms: float | None, received: datetime, deadline: float) -> float:
     """The monotonic time by which scores must be there for what is promised of a request that was ``received``.
 
-    Where nothing is promised, who is let in shall not miss the ``deadline`` either.
+    Where nothing is promised, or more than the deadline grants, who is let in shall not miss that.
     """
     now = time.monotonic()
+    granted = KEPT * (deadline - now)
     if p99_ms is None:
-        return now + KEPT * (deadline - now)
+        return now + granted
     spent = max(0.0, (datetime.now(UTC) - received).total_seconds())
-    return now + max(0.0, KEPT * p99_ms / 1000 - spent)
+    return now + max(0.0, min(KEPT * p99_ms / 1000 - spent, granted))
 
 
 async def _scored_by(

@@ -6,10 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
+import pytest
 import yaml
 
 from pipelines.cases import file_of
+from serving.gateway.predict import _promised
 from tests.serving.gateway.world import (
     PREDICT,
     Scores,
@@ -149,3 +152,20 @@ def test_a_storm_is_refused_before_it_is_read(tmp_path, monkeypatch):
         until(lambda: http.post(PREDICT, content=b"no JSON").status_code == 400)
         assert http.post(PREDICT, json={"rows": row}).status_code == 200
         assert {one.result().status_code for one in going} == {200, 503}
+
+
+@pytest.mark.parametrize(
+    ("p99_ms", "spent", "granted", "left"),
+    [
+        (None, 0.0, 5.0, 3.5),
+        (1000, 0.0, 5.0, 0.7),
+        (1000, 0.5, 5.0, 0.2),
+        (1000, 9.0, 5.0, 0.0),
+        (60_000, 0.0, 5.0, 3.5),  # nobody who is let in shall miss the deadline
+    ],
+)
+def test_a_promise_leaves_room_and_ends_before_the_deadline(p99_ms, spent, granted, left):
+    """Scores may take seven tenths of what is promised, less what reading took, and of what the deadline grants."""
+    now = time.monotonic()
+    received = datetime.now(UTC) - timedelta(seconds=spent)
+    assert _promised(p99_ms, received, now + granted) - now == pytest.approx(left, abs=0.05)

@@ -81,7 +81,7 @@ def test_calls_of_one_size_say_little_of_longer_ones():
     pace.note(100, 0.2)
     assert pace.seconds(100) == pytest.approx(0.2)
     pace.note(100, 0.1)
-    assert pace.seconds(100) == pytest.approx(0.19)
+    assert pace.seconds(100) == pytest.approx(0.18)
 
 
 def test_a_pace_forgets():
