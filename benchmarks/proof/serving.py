@@ -57,7 +57,7 @@ DEFAULT = 0.25
 RATE = 50.0
 STORM = 3.0
 """How many times its capacity a case is asked for in an overload and in a storm."""
-CALM = {FAST: 100.0, SLOW: 5.0}
+CALM = {FAST: 100.0, SLOW: 10.0}
 """Requests a second of the case beside the storm."""
 MOST_SECONDS = 10.0
 """From Triton's end until everybody has answers again."""
