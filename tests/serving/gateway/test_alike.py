@@ -207,7 +207,7 @@ class World:
                 raise
 
         client._score = score
-        client.deadline = lambda *_about: time.monotonic() + SECONDS.get()
+        client.deadline = lambda *_about, **_named: time.monotonic() + SECONDS.get()
 
     async def stop(self) -> None:
         """End the application and its client."""

@@ -283,7 +283,7 @@ def test_a_stub_without_a_client_library_works(world):
     assert score == [row["score"] for row in said(world, ROWS[:1])]
     timing = dict(call.trailing_metadata())["server-timing"]
     phases = [one.partition(";")[0] for one in timing.split(", ")]
-    assert phases == ["read", "encode", "queue", "triton", "log", "total"]
+    assert phases == ["read", "queue", "encode", "triton", "log", "total"]
 
 
 @pytest.mark.parametrize("module", [by_http, by_grpc])
