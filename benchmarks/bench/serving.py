@@ -54,7 +54,7 @@ BENTO, LIT, MLFLOW = "BentoML", "LitServe", "MLflow models serve"
 OPEN = (GATEWAY, BARE, BATCHED, FASTAPI)
 """Arms that are measured in an open loop too."""
 BOUNDS = {"PERENNIAL_GATEWAY_MAX_REQUESTS": "1024", "PERENNIAL_GATEWAY_CASE_SHARE": "1"}
-"""One case may have 96 requests inside by default, and 128 clients are asked for; the rest of what it does stays on."""
+"""One case may have 192 requests inside by default, an open loop may bring more; the rest of what it does stays on."""
 MILLISECONDS = 1000.0
 Row = dict[str, Any]
 

@@ -182,14 +182,11 @@ def rows(case: str) -> list[dict[str, Any]]:
     return sent
 
 
-def bodies(sent: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Bodies of one row each."""
-    return [json.dumps({"rows": [row]}, default=str).encode() for row in sent]
-
-
-def requests(case: str, sent: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Whole requests to a gateway, one row each, with its key."""
-    return [post(PREDICT.format(case=case), body, [f"X-API-Key: {KEY}"]) for body in bodies(sent)]
+def requests(case: str, sent: Sequence[Mapping[str, Any]], each: int = 1) -> list[bytes]:
+    """Whole requests to a gateway, of so many rows each, with its key."""
+    rows = [[sent[(place + more) % len(sent)] for more in range(each)] for place in range(0, len(sent), each)]
+    found = [json.dumps({"rows": own}, default=str).encode() for own in rows]
+    return [post(PREDICT.format(case=case), body, [f"X-API-Key: {KEY}"]) for body in found]
 
 
 def inferences(serving: Serving, case: str, sent: Sequence[Mapping[str, Any]], model: str) -> list[Any]:

@@ -55,6 +55,8 @@ SLO_MS = {FAST: 200.0, SLOW: 2000.0}
 DEFAULT = 0.25
 """``serving.default`` of bank, while it has one."""
 RATE = 50.0
+ROWS = {FAST: 10, SLOW: 1}
+"""Rows of a request in overload and storm: one load generator cannot send three times what bank can of single rows."""
 STORM = 3.0
 """How many times its capacity a case is asked for in an overload and in a storm."""
 CALM = {FAST: 100.0, SLOW: 10.0}
@@ -127,16 +129,16 @@ class Client:
 
 @dataclass(frozen=True)
 class Target:
-    """A gateway of one worker before a Triton, and each case's requests."""
+    """A gateway of one worker before a Triton, and each case's rows."""
 
     serving: Serving
     gateway: int
-    requests: Mapping[str, Sequence[bytes]]
+    rows: Mapping[str, Sequence[Row]]
 
     @asynccontextmanager
-    async def client(self, case: str) -> AsyncIterator[Client]:
-        """Asks for a case, for the length of the block."""
-        client = Client(self.serving.ports.gateway, self.requests[case])
+    async def client(self, case: str, each: int = 1) -> AsyncIterator[Client]:
+        """Asks for a case, ``each`` rows a request, for the length of the block."""
+        client = Client(self.serving.ports.gateway, stack.requests(case, self.rows[case], each))
         try:
             yield client
         finally:
@@ -164,7 +166,7 @@ def main() -> None:
                 second_version(found)
             port = found.ports.gateway
             with stack.gateway(found, port) as process:
-                target = Target(found, process.pid, {case: stack.requests(case, stack.rows(case)) for case in cases})
+                target = Target(found, process.pid, {case: stack.rows(case) for case in cases})
                 rows, goals = load.run(proved(target, size, parts))
     record(
         "proof-serving",
@@ -173,7 +175,15 @@ def main() -> None:
         seconds=time.perf_counter() - began,
         packages=("uvicorn", "uvloop", "httptools", "grpcio", "tritonclient"),
         more={
-            "setting": {**vars(size), "workers": 1, "slo ms": SLO_MS, "rate": RATE, "storm": STORM, "calm": CALM},
+            "setting": {
+                **vars(size),
+                "workers": 1,
+                "slo ms": SLO_MS,
+                "rows": ROWS,
+                "rate": RATE,
+                "storm": STORM,
+                "calm": CALM,
+            },
             "load average of 15 minutes": round(os.getloadavg()[2], 1),
         },
         keep=size == Size() and parts == PARTS,
@@ -207,7 +217,7 @@ async def proved(target: Target, size: Size, parts: Sequence[str]) -> tuple[list
         rows.append(("reload", await reload(target, size)))
         goals += reload_goals(rows[-1][1], size)
     for case, promised in SLO_MS.items():
-        if case in target.requests:
+        if case in target.rows:
             await declare(target, case, slo=promised)
     if "overload" in parts:
         for case in (SLOW, FAST):
@@ -428,7 +438,7 @@ async def overload(target: Target, size: Size, case: str) -> Row:
     """
     can = await capacity(target, case, size)
     process = psutil.Process(target.gateway)
-    async with target.client(case) as client:
+    async with target.client(case, ROWS[case]) as client:
         began = time.monotonic()
         computed = process_seconds(process)
         watching = asyncio.create_task(watched(process, size.overload))
@@ -478,8 +488,8 @@ def overload_goals(case: str, row: Row) -> list[Row]:
 
 
 async def capacity(target: Target, case: str, size: Size) -> float:
-    """Requests a second that the worker answers 200 to 32 clients."""
-    async with target.client(case) as client:
+    """Requests of :data:`ROWS` rows that the worker answers 200 to 32 clients, a second."""
+    async with target.client(case, ROWS[case]) as client:
         await load.closed(client, 32, 0.5)
         found = await load.closed(client, 32, size.measure)
     return len(found.seconds) / found.wall
@@ -518,7 +528,7 @@ async def storm(target: Target, size: Size, calm: str, storming: str) -> Row:
     statuses: dict[str, Counter[int]] = {"calm": Counter(), "storm": Counter()}
     for number in range(size.rounds):
         for with_storm in (False, True):
-            async with target.client(calm) as one, target.client(storming) as other:
+            async with target.client(calm) as one, target.client(storming, ROWS[storming]) as other:
                 await load.closed(one, 2, 0.3)
                 one.seen.clear()
                 work = [load.opened(one, load.schedule(CALM[calm], calm_seconds(calm, size), seed=number))]

@@ -25,8 +25,8 @@ from pipelines import hosts
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
 from serving.gateway import grpc_server, inference, openapi, routes_v2, tracing
-from serving.gateway.connections import BOUNDS, TURNED_AWAY
-from serving.gateway.direct import TRACEPARENT, UNFRAMED, Application, names, turned_away
+from serving.gateway.connections import BOUNDS, CROWD, TURNED_AWAY
+from serving.gateway.direct import TRACEPARENT, UNFRAMED, Application, crowd, names, turned_away
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import header
 from serving.gateway.readiness import Readiness
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None, *
             _keep_what_is_there()
         try:
             async with grpc_server.serving(gateway, readiness):
-                yield {BOUNDS: own, TURNED_AWAY: partial(turned_away, gateway)}
+                yield {BOUNDS: own, TURNED_AWAY: partial(turned_away, gateway), CROWD: partial(crowd, gateway)}
         finally:
             gateway.stopping.set()
             await asyncio.wait(tasks)

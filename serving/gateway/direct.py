@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -14,13 +15,14 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines import hosts
 from serving.gateway import tracing
-from serving.gateway.connections import response
+from serving.gateway.connections import predicts, response
 from serving.gateway.metrics import GONE
 from serving.gateway.predict import in_time
-from serving.gateway.protections import header
-from serving.gateway.refusal import JSON, Refused, body, refusal
+from serving.gateway.protections import busy, header
+from serving.gateway.refusal import JSON, Refused, body, refusal, refused
 
 if TYPE_CHECKING:
+    from serving.gateway.cases import Case
     from serving.gateway.state import Gateway
 
 Endpoint = Callable[["Gateway", str, Scope, Receive], Awaitable[bytes]]
@@ -75,12 +77,23 @@ class Application(FastAPI):
             await send({"type": "http.response.body", "body": content})
 
 
-def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
-    """The refusal of a predict request that a worker has no place or no time for now, before it is begun.
+def crowd(gateway: Gateway, data: bytes) -> bytes | None:
+    """The refusal of a predict request, by its bytes, that a worker has no place for now; None: it may be read.
 
-    It costs a fraction of one that is given by a task of its own, which is what a storm leaves room for. Neither key
-    nor name of the host is looked at: it says no more than that there is much to do. None: the request may begin.
+    It costs a tenth of an answer, so that a storm leaves room for those who are answered. Neither key nor name of the
+    host is looked at: it says no more than that there is much to do.
     """
+    if not gateway.door.crowded:
+        return None
+    case = gateway.cases.get(predicts(data))
+    why = gateway.door.full(case.name) if case is not None else ""
+    if case is None or not why:
+        return None
+    return _refusal(gateway, case, busy(why))
+
+
+def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
+    """:func:`crowd`, by what a request's head says; and the refusal of one that would be answered too late."""
     parts = scope["path"].split("/")
     if len(parts) != 5 or parts[4] != "predict" or scope["method"] != "POST" or scope.get("root_path"):
         return None
@@ -91,11 +104,21 @@ def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
         gateway.door.room(case.name)
         in_time(gateway, case)
     except Refused as error:
-        told = refusal(gateway.metrics, case.name, error)
-        gateway.metrics.answered(case.name, "predict", told.status, tracing.Course(), 0.0)
-        more = [(key.lower().encode(), value.encode()) for key, value in (told.headers or {}).items()]
-        return response(told.status, [_JSON, *more, *UNFRAMED, (b"server-timing", b"total;dur=0")], body(told.text))
+        return _refusal(gateway, case, error)
     return None
+
+
+def _refusal(gateway: Gateway, case: Case, error: Refused) -> bytes:
+    """An answer that says so, counted as any other."""
+    refused(gateway.metrics, case.name, error)
+    gateway.metrics.answered(case.name, "predict", error.status, tracing.Course(), 0.0)
+    return _written(error.status, str(error), error.headers["Retry-After"])
+
+
+@lru_cache(maxsize=64)
+def _written(status: int, text: str, seconds: str) -> bytes:
+    more = ((b"retry-after", seconds.encode()), (b"server-timing", b"total;dur=0"))
+    return response(status, [_JSON, *more, *UNFRAMED], body(text))
 
 
 def _check_host(gateway: Gateway, scope: Scope) -> None:

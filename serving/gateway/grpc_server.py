@@ -109,7 +109,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             key = dict(context.invocation_metadata() or ()).get(HEADER, "")
             caller = await gateway.door.admit(str(key), _address(context.peer()))
             size = request.ByteSize()
-            with gateway.using(request.model_name) as case, gateway.door.place(case.name, caller) as place:
+            with (
+                gateway.using(request.model_name) as case,
+                gateway.door.place(case.name, caller, case.serving.slo.p99_ms) as place,
+            ):
                 in_time(gateway, case)
                 place.hold(size)
                 found = await inference.infer(

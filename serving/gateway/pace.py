@@ -12,6 +12,8 @@ import math
 from bisect import bisect_left
 from typing import NamedTuple
 
+BACK = 0.8
+"""What is left of a limit after a late answer."""
 WEIGHT = 0.2
 """What the newest call of its size counts: some ten of them are remembered, of a slow version those of seconds."""
 
@@ -65,6 +67,37 @@ class Pace:
         place = min(bisect_left(points, (rows, 0.0)), len(points) - 1)
         (low, fast), (high, slow) = points[place - 1 : place + 1]
         return max(fast, fast + (slow - fast) * (rows - low) / (high - low))
+
+
+class Limit:
+    """How many requests may be inside at a time for answers to take no longer than is promised.
+
+    One more for every round of answers in time, a fifth less for a late one, whose effect is waited for (additive
+    increase, multiplicative decrease: Chiu and Jain, "Analysis of the increase and decrease algorithms for congestion
+    avoidance in computer networks", 1989). It sees what :class:`Pace` does not: a worker that has no time for Triton's
+    answers, as it is busy with requests.
+    """
+
+    __slots__ = ("_blind_until", "_most", "_now")
+
+    def __init__(self, most: int) -> None:
+        """``most``: what it never exceeds, and begins with."""
+        self._most = float(most)
+        self._now = float(most)
+        self._blind_until = 0.0
+
+    @property
+    def requests(self) -> int:
+        """The limit; one at the least."""
+        return int(self._now)
+
+    def note(self, seconds: float, promised: float, now: float) -> None:
+        """An answer has taken so long; ``now`` is monotonic."""
+        if seconds <= promised:
+            self._now = min(self._most, self._now + 1.0 / self._now)
+        elif now >= self._blind_until:
+            self._now = max(1.0, self._now * BACK)
+            self._blind_until = now + promised
 
 
 class Wait(NamedTuple):

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,7 @@ from starlette.types import Receive, Scope
 
 from pipelines.errors import ConfigError
 from serving.gateway.connections import RETRY_SECONDS
+from serving.gateway.pace import Limit
 from serving.gateway.refusal import Refused
 from serving.gateway.settings import Bounds
 
@@ -28,6 +30,10 @@ HEADER = "x-api-key"
 _HASHED = "sha256:"
 _WAIT_SECONDS = 0.2
 """How long a request may wait for the shared count before it is counted here."""
+FEW = 16
+"""Rows of a request whose time says something of how busy a worker is: more may take long by themselves."""
+INSIDE = 0.6
+"""What part of a promised p99 a request may be inside: before, it waits to be read, which nobody sees."""
 _REST_SECONDS = 5.0
 """How long a shared count that failed is left alone."""
 
@@ -66,6 +72,9 @@ class Door:
         self._told = told
         self._all = Load()
         self._cases: defaultdict[str, Load] = defaultdict(Load)
+        most = max(1, int(bounds.max_requests * bounds.case_share))
+        self._limits: defaultdict[str, Limit] = defaultdict(partial(Limit, most))
+        self._least = most
 
     async def admit(self, key: str, address: str) -> str:
         """Whose rate a request counts to: that of its ``key`` (without keys: of its ``address``), where it counts one.
@@ -112,21 +121,36 @@ class Door:
             return False
         return await limiter.hit(self.rate, caller, cost=rows)
 
-    def place(self, case: str, caller: str = "") -> Place:
-        """A request of ``caller`` for ``case``, until the block ends.
+    def place(self, case: str, caller: str = "", p99_ms: float | None = None) -> Place:
+        """A request of ``caller`` for ``case``, until the block ends; ``p99_ms`` is what is promised of its answer.
 
         Raises Refused (503) beyond what a worker takes at a time.
         """
-        return Place(self, self._bounds, case, caller)
+        return Place(self, self._bounds, case, caller, p99_ms)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether some case may have no place left."""
+        return self._all.requests >= self._least
 
     def room(self, case: str) -> None:
         """Raise Refused (503) if a worker takes no further request now, of all cases or of one."""
-        most = self._bounds.max_requests
-        if self._all.requests >= most:
-            raise _busy(f"{self._all.requests} requests are being answered")
+        if why := self.full(case):
+            raise busy(why)
+
+    def full(self, case: str) -> str:
+        """Why a worker takes no further request for a case now; empty: it does."""
+        if self._all.requests >= self._bounds.max_requests:
+            return f"{self._all.requests} requests are being answered"
         own = self._cases[case].requests
-        if own >= max(1, int(most * self._bounds.case_share)):
-            raise _busy(f"{own} requests for {case} are being answered")
+        if own >= self._limits[case].requests:
+            return f"{own} requests for {case} are being answered"
+        return ""
+
+    def answered(self, case: str, seconds: float, promised: float) -> None:
+        """A request for a case was inside for so many seconds of those that are ``promised``."""
+        self._limits[case].note(seconds, promised, time.monotonic())
+        self._least = min(limit.requests for limit in self._limits.values())
 
     def loads(self, case: str) -> tuple[Load, Load]:
         """What is being answered for all cases, and for one."""
@@ -140,14 +164,15 @@ class Door:
 class Place:
     """A request that is being answered until the block ends, and what it holds of a worker's bounds."""
 
-    __slots__ = ("_all", "_bounds", "_caller", "_case", "_door", "_own", "_rows", "_size")
+    __slots__ = ("_all", "_began", "_bounds", "_caller", "_case", "_door", "_own", "_p99_ms", "_rows", "_size")
 
-    def __init__(self, door: Door, bounds: Bounds, case: str, caller: str) -> None:
+    def __init__(self, door: Door, bounds: Bounds, case: str, caller: str, p99_ms: float | None) -> None:
         self._door = door
         self._bounds = bounds
         self._case = case
         self._caller = caller
         self._all, self._own = door.loads(case)
+        self._p99_ms = p99_ms
         self._size = 0
         self._rows = 0
 
@@ -157,10 +182,13 @@ class Place:
         self._all.requests += 1
         self._own.requests += 1
         self._door.tell()
+        self._began = time.monotonic()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: object, *_error: object) -> None:
         """Give it back."""
+        if kind is None and self._p99_ms is not None and self._rows <= FEW:
+            self._door.answered(self._case, time.monotonic() - self._began, INSIDE * self._p99_ms / 1000)
         for load in (self._all, self._own):
             load.requests -= 1
             load.size -= self._size
@@ -171,9 +199,9 @@ class Place:
         """Take room for bytes. Raises Refused (503)."""
         most = self._bounds.max_pending_bytes
         if self._all.size + size > most:
-            raise _busy("as many bytes as fit are being answered")
+            raise busy("as many bytes as fit are being answered")
         if self._own.size + size > int(most * self._bounds.case_share):
-            raise _busy(f"as many bytes for {self._case} as fit are being answered")
+            raise busy(f"as many bytes for {self._case} as fit are being answered")
         self._all.size += size
         self._own.size += size
         self._size += size
@@ -189,9 +217,9 @@ class Place:
             raise Refused(422, "too_many", text, rows=count)
         most = self._bounds.max_pending_rows
         if self._all.rows and self._all.rows + count > most:
-            raise _busy(f"{self._all.rows} rows are being answered", rows=count)
+            raise busy(f"{self._all.rows} rows are being answered", rows=count)
         if self._own.rows and self._own.rows + count > int(most * self._bounds.case_share):
-            raise _busy(f"{self._own.rows} rows for {self._case} are being answered", rows=count)
+            raise busy(f"{self._own.rows} rows for {self._case} are being answered", rows=count)
         self._all.rows += count
         self._own.rows += count
         self._rows += count
@@ -221,6 +249,7 @@ class Place:
                     raise self._too_long(close=True)
                 self.hold(len(part))
                 parts.append(part)
+        self._began = time.monotonic()  # how long a client takes to send says nothing of us
         return b"".join(parts)
 
     def _too_long(self, *, close: bool) -> Refused:
@@ -243,7 +272,8 @@ def header(scope: Scope, name: bytes) -> str:
     return ""
 
 
-def _busy(what: str, rows: int = 1) -> Refused:
+def busy(what: str, rows: int = 1) -> Refused:
+    """The refusal of what a worker has no place for."""
     # The connection stays: a new one costs both sides more than the next answer on this one, and what is still sent of
     # this request is thrown away as it comes (connections.py bounds for how long).
     headers = {"Retry-After": str(RETRY_SECONDS)}

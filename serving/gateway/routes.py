@@ -40,7 +40,7 @@ async def predict_rows(request: Request, case: str) -> Response:
 async def predicted(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`predict_rows`."""
     caller = await admitted(gateway, scope)
-    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+    with gateway.using(name) as case, gateway.door.place(name, caller, case.serving.slo.p99_ms) as place:
         in_time(gateway, case)
         body = await place.read(scope, receive)
         if _one_by_one(scope["query_string"]):

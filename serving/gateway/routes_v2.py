@@ -103,7 +103,7 @@ async def infer(request: Request, case: str, version: str = "") -> Response:
     """Score rows whose fields come as tensors; each answered row is in the prediction log, as those of /v1 are."""
     gateway: Gateway = request.app.state.gateway
     caller = await admitted(gateway, request.scope)
-    with gateway.using(case) as known, gateway.door.place(case, caller) as place:
+    with gateway.using(case) as known, gateway.door.place(case, caller, known.serving.slo.p99_ms) as place:
         in_time(gateway, known)
         body = await place.read(request.scope, request.receive)
         encoding = request.headers.get("content-encoding", "identity")

@@ -433,6 +433,76 @@ def test_a_request_that_is_turned_away_leaves_its_connection_in_order(tmp_path):
         assert first.result().status_code == 200
 
 
+def test_whole_requests_are_turned_away_unread_and_their_connection_goes_on(tmp_path):
+    """Beyond the bound each of many requests that come whole has its 503; then the connection is answered, in time."""
+    triton = Held()
+    body = json.dumps({"rows": some_rows(1)}).encode()
+    whole = HEAD.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with (
+        gateway(tmp_path, triton, max_requests=1, head_seconds=0.5) as (http, _, address),
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(address) as connection,
+    ):
+        first = pool.submit(http.post, PREDICT, content=body)
+        until(lambda: triton.come == 1)
+        connection.settimeout(10)
+        for _ in range(20):
+            connection.sendall(whole)
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1" in answer
+            assert answer.endswith(b'1 requests are being answered: try again in a moment"}')
+        connection.sendall(whole[:50])  # a request that is not whole is read, and has a clock
+        assert ended(connection).startswith(b"HTTP/1.1 408")
+        with socket.create_connection(address) as another:
+            another.settimeout(10)
+            another.sendall(whole)
+            assert another.recv(65536).startswith(b"HTTP/1.1 503")
+            triton.go.set()
+            assert first.result().status_code == 200
+            until(lambda: counted(http, "requests_inside") == 0)
+            another.sendall(whole)
+            assert another.recv(65536).startswith(b"HTTP/1.1 200")
+        assert counted(http, "requests_total", case="loans", route="predict", status="503") == 21
+        assert counted(http, "refused_rows_total", case="loans", reason="busy") == 21
+
+
+def test_a_case_whose_answers_come_late_has_fewer_places(tmp_path):
+    """Late answers of single rows take places from their case alone; those in time give them back.
+
+    Long requests, and cases that promise nothing, have theirs.
+    """
+    door = Door(Bounds(auth=False, max_requests=100), tmp_path / "key")
+
+    def places(case):
+        with ExitStack() as inside:
+            for number in range(101):
+                try:
+                    inside.enter_context(door.place(case))
+                except Refused:
+                    return number
+        return None
+
+    assert (places("late"), places("calm")) == (75, 75)
+    door.answered("late", 0.3, 0.2)
+    assert (places("late"), places("calm")) == (60, 75)
+    assert door.full("late") == ""
+    for _ in range(2000):
+        door.answered("late", 0.1, 0.2)
+    assert places("late") == 75
+
+    async def visit(case, p99_ms, rows):
+        with door.place(case, "", p99_ms) as place:
+            await place.rows(rows)
+            await asyncio.sleep(0.02)
+
+    asyncio.run(visit("calm", None, 1))
+    asyncio.run(visit("calm", 10.0, 17))
+    assert places("calm") == 75
+    asyncio.run(visit("calm", 10.0, 1))
+    assert places("calm") == 60
+
+
 class Slow(Scores):
     """A Triton that answers for one case after a while only."""
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import Unavailable
 from serving.gateway.joining import Call, Lane, Late
-from serving.gateway.pace import Pace, Wait, of_triton
+from serving.gateway.pace import Limit, Pace, Wait, of_triton
 
 
 class Warped(asyncio.SelectorEventLoop):
@@ -329,3 +329,27 @@ def test_a_failed_call_says_nothing_of_the_pace():
         return lane._pace.seconds(1)
 
     assert played(run) == pytest.approx(0.5)
+
+
+def test_a_limit_follows_what_answers_take():
+    """A late answer takes a fifth of it, once for as long as is promised; a round of answers in time gives one back.
+
+    One place is left whatever happens, and it never has more than it began with.
+    """
+    limit = Limit(100)
+    limit.note(0.1, 0.2, now=0.0)
+    assert limit.requests == 100
+    for moment in (0.0, 0.1, 0.19):
+        limit.note(0.3, 0.2, now=moment)
+    assert limit.requests == 80
+    limit.note(0.3, 0.2, now=0.2)
+    assert limit.requests == 64
+    for _ in range(65):
+        limit.note(0.1, 0.2, now=1.0)
+    assert limit.requests == 65
+    for number in range(100):
+        limit.note(9.0, 0.2, now=2.0 + number)
+    assert limit.requests == 1
+    for _ in range(10_000):
+        limit.note(0.0, 0.2, now=200.0)
+    assert limit.requests == 100
