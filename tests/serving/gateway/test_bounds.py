@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import select
 import socket
@@ -64,7 +65,10 @@ def gateway(tmp_path, triton=None, **bounds):
 
 @contextmanager
 def healthz_watched(http):
-    """Ask /healthz all the time; afterwards the list holds the processor time that this process spent on each."""
+    """Ask /healthz all the time; afterwards the list holds the processor time that this process spent on each.
+
+    The collector of garbage does not look through what other tests have left in this process: it takes seconds for it.
+    """
     took: list[float] = []
     stop = threading.Event()
 
@@ -77,11 +81,14 @@ def healthz_watched(http):
                 took.append(time.process_time() - began)
                 time.sleep(0.005)
 
+    gc.collect()
+    gc.freeze()
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask)
         try:
             yield took
         finally:
+            gc.unfreeze()
             stop.set()
             asking.result()
 
