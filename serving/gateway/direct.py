@@ -45,12 +45,11 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
-            parts = scope["path"].split("/")
-            if len(parts) == 5 and parts[1] == "v1" and parts[2] == "cases" and parts[3] and parts[4] in self.direct:
-                await self._answer(parts[3], parts[4], scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
+        case, name = _asked(scope)
+        if case and name in self.direct:
+            await self._answer(case, name, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     async def _answer(self, case: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         gateway: Gateway = self.state.gateway
@@ -94,11 +93,9 @@ def crowd(gateway: Gateway, data: bytes) -> bytes | None:
 
 def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
     """:func:`crowd`, by what a request's head says; and the refusal of one that would be answered too late."""
-    parts = scope["path"].split("/")
-    if len(parts) != 5 or parts[4] != "predict" or scope["method"] != "POST" or scope.get("root_path"):
-        return None
-    case = gateway.cases.get(parts[3])
-    if case is None or parts[1] != "v1" or parts[2] != "cases":
+    asked, name = _asked(scope)
+    case = gateway.cases.get(asked)
+    if case is None or name != "predict":
         return None
     try:
         gateway.door.room(case.name)
@@ -106,6 +103,16 @@ def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
     except Refused as error:
         return _refusal(gateway, case, error)
     return None
+
+
+def _asked(scope: Scope) -> tuple[str, str]:
+    """Case and name of a POST to ``/v1/cases/{case}/<name>``; both empty for all else."""
+    if scope["type"] != "http" or scope["method"] != "POST" or scope.get("root_path"):
+        return "", ""
+    parts = scope["path"].split("/")
+    if len(parts) != 5 or parts[1] != "v1" or parts[2] != "cases":
+        return "", ""
+    return parts[3], parts[4]
 
 
 def _refusal(gateway: Gateway, case: Case, error: Refused) -> bytes:

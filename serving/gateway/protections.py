@@ -149,8 +149,11 @@ class Door:
 
     def answered(self, case: str, seconds: float, promised: float) -> None:
         """A request for a case was inside for so many seconds of those that are ``promised``."""
-        self._limits[case].note(seconds, promised, time.monotonic())
-        self._least = min(limit.requests for limit in self._limits.values())
+        limit = self._limits[case]
+        before = limit.requests
+        limit.note(seconds, promised, time.monotonic())
+        if limit.requests != before:
+            self._least = min(limit.requests for limit in self._limits.values())
 
     def loads(self, case: str) -> tuple[Load, Load]:
         """What is being answered for all cases, and for one."""

@@ -157,8 +157,6 @@ class Triton:
 
     def _admitted(self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float) -> float:
         """When rows are promised that may be asked for now. Raises Late (Lane.admit)."""
-        if len(parts) == 1:
-            return self._lane_of(fields, version, parts[0]).admit(len(parts[0].rows), promised, deadline)
         asked: Counter[Lane] = Counter()
         for part in parts:
             asked[self._lane_of(fields, version, part)] += len(part.rows)
