@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 EpisodeTrigger = Literal["drift", "performance", "headroom", "volume"]
 """What opens an episode.
@@ -15,8 +15,18 @@ rows are new.
 """
 Trigger = Literal["initial", "schedule", "drift", "performance", "headroom", "volume", "manual"]
 Decision = Literal["promote", "reject", "inconclusive"]
-Action = Literal["promote", "rollback", "release"]
-"""How a version came to serve: by its verdict, by taking back the one above it, or because a person named it."""
+Action = Literal["promote", "rollback", "release", "open", "advance", "hold", "resume", "abort", "settle"]
+"""What a row of the release ledger says.
+
+The first three are how a version came to serve: by its verdict, by taking back the one above it, or because a person
+named it. The others move a challenger's rollout and leave the champion as it is; ``settle`` ends its soak.
+"""
+CHANGES: frozenset[Action] = frozenset({"promote", "rollback", "release"})
+"""The actions that change who serves."""
+Stage = Literal["shadow", "canary", "soak", "full"]
+"""How far a rollout is: the challenger answers nobody, a part, or all under watch; ``full``: none is under way."""
+Arm = Literal["champion", "challenger"]
+"""Whose answers a request gets."""
 Severity = Literal["info", "warning", "critical"]
 AlertRule = Literal[
     "drift_confirmed",
@@ -237,6 +247,31 @@ class Notice(Value):
     alerts: tuple[Alert, ...]
 
 
+class Trial(Value):
+    """What a rollout goes by, as it stands in each of its rows.
+
+    ``candidate_key``, ``bundle``, ``mlflow_run``, ``verdict_hash``, ``trigger`` and ``as_of`` are the challenger's, as
+    in :class:`Release`. ``plan`` are the parameters of the rollout (params.RolloutParams) when it was ``opened``; who
+    changes them changes the next one. ``step`` is the position in the plan's steps, -1 in shadow; ``since``: when it
+    began, by the wall clock as ``opened``. ``held`` says why a person holds it. ``evidence`` is what the guard said for
+    this row, ``evidence_hash`` the sha256 of all that it looked at.
+    """
+
+    candidate_key: str
+    bundle: str
+    mlflow_run: str | None
+    verdict_hash: str | None
+    trigger: Trigger
+    as_of: Instant
+    plan: dict[str, Any]
+    step: int
+    opened: Instant
+    since: Instant
+    held: str = ""
+    evidence: dict[str, Any] = {}
+    evidence_hash: str = ""
+
+
 class Order(Value):
     """That a version shall serve a case, and why: the next row of its releases if ``after`` is still the newest one.
 
@@ -255,13 +290,20 @@ class Order(Value):
     as_of: Instant
     mlflow_run: str | None = None
     verdict_hash: str | None = None
+    stage: Stage = "full"
+    challenger: int | None = None
+    weight: int = 10_000
+    salt: str = ""
+    trial: Trial | None = Field(default=None, exclude_if=lambda trial: trial is None)
 
 
 class Release(Value):
     """One row of the release ledger: which version serves a case from here on, and why.
 
     ``candidate_key`` is the key of the exported artefact and ``bundle`` its folder; ``previous_hash``
-    chains the rows, so that a changed history shows.
+    chains the rows, so that a changed history shows. While a rollout is under way ``challenger`` answers ``weight`` of
+    10,000 keys, those that ``salt`` picks (arms.py), by its ``trial``; in a soak it has become the champion, and only
+    the trial is left.
     """
 
     case: str
@@ -277,12 +319,31 @@ class Release(Value):
     verdict_hash: str | None
     as_of: Instant
     recorded_at: Instant
-    stage: Literal["shadow", "canary", "full"] = "full"
+    stage: Stage = "full"
     challenger: int | None = None
     weight: int = 10_000
     salt: str = ""
+    trial: Trial | None = Field(default=None, exclude_if=lambda trial: trial is None)
+    """Not in the rows of earlier releases, which so keep their hashes."""
     previous_hash: str
     hash: str
+
+    @property
+    def contender(self) -> Release | None:
+        """The row as if the challenger served: its version, artefact and verdict; None: none is on trial."""
+        if self.challenger is None or self.trial is None:
+            return None
+        own = self.trial
+        return self.model_copy(
+            update={
+                "champion": self.challenger,
+                "candidate_key": own.candidate_key,
+                "bundle": own.bundle,
+                "mlflow_run": own.mlflow_run,
+                "verdict_hash": own.verdict_hash,
+                "challenger": None,
+            }
+        )
 
 
 class Retirement(Value):
@@ -362,6 +423,46 @@ class PredictionLine(TypedDict):
     scores: NotRequired[list[float]]
     traceparent: NotRequired[str]
     outcome: NotRequired[str]
+    arm: NotRequired[Arm]
+
+
+class TrafficLine(TypedDict):
+    """What one worker's requests came to between two moments of receipt, a JSON line in ``.../traffic/``; lines add up.
+
+    There are lines while a rollout is under way, of each ``arm`` and the ``version`` that it leads to; of ``shadow``
+    the rows that were mirrored. ``outcomes`` counts rows: ``ok``, ``fallback`` (another version or a default stood in),
+    ``error`` and ``timeout`` (no answer), ``refused`` (not as declared), and in shadow ``dropped``. ``latency`` counts
+    requests by their milliseconds, ``scores`` rows by their scores, both by the bins of arms.py (as keys of JSON).
+    """
+
+    begin: str
+    end: str
+    arm: Literal["champion", "challenger", "shadow"]
+    version: int
+    requests: int
+    outcomes: dict[str, int]
+    latency: dict[str, int]
+    scores: dict[str, int]
+
+
+class ShadowLine(TypedDict):
+    """A row that both versions of a rollout answered, a JSON line in ``.../shadow/``.
+
+    ``arm`` is whose answer was given, the other one came after the reply; ``ms`` is how long that took. Scores are as
+    in :class:`PredictionLine`, None where that version did not answer.
+    """
+
+    prediction_id: str
+    event_time: str
+    received_at: str
+    arm: Arm
+    champion: int
+    challenger: int
+    champion_score: float | None
+    challenger_score: float | None
+    champion_scores: NotRequired[list[float]]
+    challenger_scores: NotRequired[list[float]]
+    ms: float
 
 
 class LabelLine(TypedDict):

@@ -491,6 +491,130 @@ DEFAULT_SERVING = ServingParams()
 """How a case is served that says nothing of it."""
 
 
+def _rising(value: tuple[float, ...]) -> tuple[float, ...]:
+    if any(low >= high for low, high in pairwise(value)):
+        raise ValueError(f"{', '.join(map(_shown, value))} do not rise: give edges in rising order, none twice")
+    return value
+
+
+class ShadowParams(Strict):
+    """How long a challenger answers beside the champion before it answers anybody: both of those that are given."""
+
+    rows: int | None = Field(default=None, gt=0)
+    hours: float | None = Field(default=None, gt=0, le=8760)
+
+    @model_validator(mode="after")
+    def _some(self) -> ShadowParams:
+        if self.rows is None and self.hours is None:
+            raise ValueError("shadow needs rows or hours: give one, or null for no shadow")
+        return self
+
+
+class HoldParams(Strict):
+    """What a stage has to last, at least: minutes, and rows that the challenger answered in it."""
+
+    minutes: float = Field(default=0.0, ge=0, le=525_600)
+    rows: int = Field(default=0, ge=0)
+
+
+class GuardParams(Strict):
+    """When a rollout is taken back: pipelines/guard, after every window, against the concurrent champion."""
+
+    window_minutes: float = Field(default=5.0, gt=0, le=1440)
+    windows: int = Field(default=40, gt=0)
+    """Windows that the error budget is declared for: a fault may begin in any of them."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """The chance that a challenger that is no worse is taken back, over the whole rollout, however often one looks."""
+    tolerated: float = Field(default=1.5, ge=1)
+    """How many times the champion's share of failures, and of slow answers, is no fault yet."""
+    errors: float = Field(default=0.01, gt=0, lt=1)
+    """The share of failed rows, fallbacks too, above which a window is bad whatever the champion's is."""
+    refused: float = Field(default=0.05, gt=0, lt=1)
+    """The share of rows that are refused above which a window is bad whatever the champion's is."""
+    p95_ms: float | None = Field(default=None, gt=0)
+    p99_ms: Annotated[float | None, not_below("p95_ms")] = Field(default=None, gt=0)
+    """Latencies that count as slow; None: those of ``serving.slo``, and else what the champion's own windows say."""
+    scores: float = Field(default=0.05, gt=0, lt=1)
+    """By how much the share of any bin of scores may differ between the arms."""
+    disagreement: float | None = Field(default=None, gt=0, lt=1)
+    """The share of mirrored rows that the two may decide differently; None: any."""
+    loss: float | None = Field(default=0.0, ge=0)
+    """How much worse the challenger's mean loss may be, as the gate's metric has it; None: labels are not watched."""
+    min_requests: int = Field(default=100, gt=0)
+    """Fewer requests of the challenger in a window say nothing of its latency."""
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Preset = Literal["instant", "safe", "careful"]
+PRESETS: Mapping[Preset, Mapping[str, Any]] = {
+    "instant": {},
+    "safe": {"steps": [0.05, 0.5, 1.0], "hold": [{"minutes": 30}, {"minutes": 60}]},
+    "careful": {
+        "shadow": {"rows": 1000, "hours": 1},
+        "steps": [0.05, 0.25, 0.5, 1.0],
+        "hold": {"minutes": 60, "rows": 500},
+    },
+}
+"""Rollouts by their names; what is given beside ``preset`` stands in the place of its own."""
+
+
+class RolloutParams(Strict):
+    """How a candidate that the gate promoted comes to answer everybody. No part of any key.
+
+    In ``shadow`` it answers nobody, then the shares of ``steps``, each for as long as ``hold`` says (one for all, or
+    one for each step but the last), while the ``guard`` finds nothing; the last step is the release.
+    """
+
+    preset: Preset = "instant"
+    shadow: ShadowParams | None = None
+    steps: Annotated[tuple[Share, ...], AfterValidator(_rising)] = Field(default=(1.0,), min_length=1, strict=False)
+    hold: HoldParams | Annotated[tuple[HoldParams, ...], Field(strict=False)] = HoldParams()
+    mirror: bool = False
+    """Both versions answer every row while the rollout lasts, the second one after the reply: labels then judge pairs,
+    which finds harm with a hundredth of the rows.
+    """
+    key: str | None = None
+    """The field or attribute whose value keeps its arm, like the customer; None: the prediction's id."""
+    soak_minutes: float = Field(default=0.0, ge=0, le=525_600)
+    """How long the guard goes on watching after the last step; what it finds then is a rollback."""
+    meanwhile: Literal["wait", "replace"] = "wait"
+    """What a candidate does that is promoted while a rollout is under way: waits for its end, or takes its place."""
+    guard: GuardParams | None = GuardParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = {"preset": given}
+        if isinstance(given, Mapping) and (preset := PRESETS.get(given.get("preset", "instant"))) is not None:
+            return {**preset, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RolloutParams:
+        if self.steps[-1] != 1:
+            raise ValueError(f"steps end with {self.steps[-1]:g}: the last one is 1.0, the release")
+        if isinstance(self.hold, tuple) and len(self.hold) != len(self.steps) - 1:
+            raise ValueError(
+                f"hold has {len(self.hold)} stages and steps {len(self.steps) - 1} before the last: give one for each, "
+                "or one for all"
+            )
+        if self.staged and self.guard is None:
+            raise ValueError("a rollout in stages needs a guard: remove guard: null, or choose preset instant")
+        if self.mirror and not self.staged:
+            raise ValueError("mirror needs a rollout in stages: give shadow or steps, or remove it")
+        return self
+
+    @property
+    def staged(self) -> bool:
+        """Whether anything lies between the gate and the release, or follows it."""
+        return self.shadow is not None or len(self.steps) > 1 or self.soak_minutes > 0
+
+    def held(self, step: int) -> HoldParams:
+        """What the step at this position has to last."""
+        return self.hold[step] if isinstance(self.hold, tuple) else self.hold
+
+
 class EventTimes(Strict):
     """Which event times rows and labels may state, seen from the moment of their receipt, in days.
 
@@ -536,12 +660,6 @@ METRICS: Mapping[str, tuple[Metric, ...]] = {
 """What the gate can decide by, by the kind of target."""
 MORE_IS_BETTER = frozenset({"roc_auc", "pr_auc", "macro_f1", "accuracy"})
 """Of the others less is."""
-
-
-def _rising(value: tuple[float, ...]) -> tuple[float, ...]:
-    if any(low >= high for low, high in pairwise(value)):
-        raise ValueError(f"{', '.join(map(_shown, value))} do not rise: give edges in rising order, none twice")
-    return value
 
 
 class Bins(Strict):
@@ -997,6 +1115,7 @@ class Params(Strict):
     export: ExportParams = ExportParams()
     resources: Resources = Resources()
     serving: ServingParams = ServingParams()
+    rollout: RolloutParams = Field(default=RolloutParams(), exclude_if=lambda rollout: rollout == RolloutParams())
     event_times: EventTimes | None = None
     """``None``: the defaults for a case whose schedule is ``live``, any for one that replays history."""
     gate: GateParams

@@ -27,7 +27,7 @@ from pipelines.ledger.drift_rows import (
     open_episode,
     record_drift_state,
 )
-from pipelines.ledger.release_rows import append, champion_before, head, previous_release, read_release, releases
+from pipelines.ledger.release_rows import append, chain, champion_before, head, previous_release, read_release, releases
 from pipelines.ledger.retirement_rows import (
     Retired,
     gone,
@@ -51,6 +51,7 @@ __all__ = [
     "append_alerts",
     "asking_episode",
     "cases",
+    "chain",
     "champion_before",
     "check",
     "deliveries",

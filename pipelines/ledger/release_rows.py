@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError as SqlIntegrityError
 
-from pipelines.contracts import Order, Release
+from pipelines.contracts import CHANGES, Order, Release
 from pipelines.errors import ConflictError, IntegrityError
 from pipelines.ledger import journal
 from pipelines.ledger.rows import LOOK, begin, metadata
@@ -67,7 +67,12 @@ def read_release(row: Mapping[Any, Any]) -> Release:
 
 
 def releases(url: str, case: str) -> list[Release]:
-    """All releases of a case, oldest first, the hash chain checked.
+    """The rows of a case that say who serves, oldest first, without those of rollouts; what :func:`chain` raises."""
+    return [release for release in chain(url, case) if release.action in CHANGES]
+
+
+def chain(url: str, case: str) -> list[Release]:
+    """All rows of a case, those of rollouts too, oldest first, the hash chain checked.
 
     IntegrityError names the broken row, or one that is gone.
     """
@@ -87,7 +92,7 @@ def releases(url: str, case: str) -> list[Release]:
 
 
 def head(url: str, case: str) -> Release | None:
-    """The newest release of a case: what serves now. One statement, no history: this is what gateways poll.
+    """The newest row of a case: what serves now, and to whom. One statement, no history: this is what gateways poll.
 
     Raises IntegrityError if the row is not one that the ledger wrote, or not the newest that it wrote.
     """
