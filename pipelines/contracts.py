@@ -44,7 +44,7 @@ AlertRule = Literal[
     "sink_broken",
 ]
 """What a drift run tells a person of; each has its section in docs/runbooks.md, and so have those of ``RunRule``."""
-RunRule = Literal["run_late", "run_failed", "case_gone", "alias_moved"]
+RunRule = Literal["run_late", "run_failed", "case_gone", "alias_moved", "rollout_aborted", "rollout_stuck"]
 """What people are told beside the alerts: of a run of the scheduler itself, a case's folder, an alias (alerts/runs.py).
 """
 
@@ -327,6 +327,11 @@ class Release(Value):
     """Not in the rows of earlier releases, which so keep their hashes."""
     previous_hash: str
     hash: str
+
+    @property
+    def trained(self) -> datetime:
+        """The clock of the run that made the champion, of a row by which it came to serve."""
+        return self.as_of if self.action != "promote" or self.trial is None else self.trial.as_of
 
     @property
     def contender(self) -> Release | None:
