@@ -1,81 +1,183 @@
-"""What the arms of a rollout did, from the gateway's own files: counts, mirrored rows, and labels of answers.
+"""What the arms of a rollout did, as gateways wrote it down: counts, rows that both versions answered, and labels.
 
-Read from the log's closed segments as they are, those that were written to since a moment: a rollout looks at hours,
-and at the clock of receipt, by which the lake is not sorted.
+It goes by the wall clock, as rollouts do: by when requests and labels were received. Segments are read as they lie. The
+folders ``traffic`` and ``shadow`` never become part of the lake, so that no training and no drift run can see them.
+
+What was received until a moment is known a while later: a gateway counts a request when it has its answer, and writes
+every ``PERENNIAL_GATEWAY_TRAFFIC_SECONDS``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from datetime import datetime
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeVar
 
+import msgspec
 import polars as pl
 
 from pipelines import segments
-from pipelines.contracts import ShadowLine, TrafficLine
+from pipelines.contracts import LabelLine, ShadowLine, TrafficLine
+from pipelines.moments import parse_moment
+from pipelines.segments import Kind
 from pipelines.settings import Settings
 
-TRAFFIC, SHADOW = "traffic", "shadow"
-"""The folders of their segments, beside those of predictions and labels."""
-_ANSWER = {
+T = TypeVar("T")
+SKEW = timedelta(minutes=1)
+"""How far a file's time may lie before those in its lines: clocks differ, and that of files is coarse."""
+_MOMENT = pl.Datetime("us", "UTC")
+_PAIRS = {
     "prediction_id": pl.String,
-    "received_at": pl.String,
+    "event_time": _MOMENT,
+    "received_at": _MOMENT,
+    "arm": pl.String,
+    "champion": pl.Int64,
+    "challenger": pl.Int64,
+    "champion_score": pl.Float64,
+    "challenger_score": pl.Float64,
+    "champion_scores": pl.List(pl.Float64),
+    "challenger_scores": pl.List(pl.Float64),
+    "ms": pl.Float64,
+}
+_ANSWERED = {
+    "prediction_id": pl.String,
+    "event_time": _MOMENT,
+    "received_at": _MOMENT,
+    "arm": pl.String,
     "version": pl.Int64,
     "score": pl.Float64,
+    "prediction": pl.Float64,
     "scores": pl.List(pl.Float64),
 }
-_LABEL = {"prediction_id": pl.String, "received_at": pl.String, "label": pl.Float64}
+_LABELS = {"prediction_id": pl.String, "label": pl.Float64, "label_received_at": _MOMENT}
+_counts = msgspec.json.Decoder(TrafficLine)
+_shadow = msgspec.json.Decoder(ShadowLine)
+_label = msgspec.json.Decoder(LabelLine)
+
+log = logging.getLogger(__name__)
 
 
-def close(settings: Settings, case: str) -> None:
-    """Have the open segments of a case closed, so that what came until now can be read."""
-    folders = [settings.prediction_log / case / kind for kind in (TRAFFIC, SHADOW, "predictions", "labels")]
-    segments.close(folders, settings.log_request(case), settings.log_close_seconds)
+class _Answer(msgspec.Struct):
+    """What is read of a line of the prediction log, beside a rollout or in one."""
+
+    prediction_id: str
+    event_time: str
+    received_at: str
+    version: int
+    score: float | None
+    prediction: float | None
+    arm: Literal["champion", "challenger", ""] = ""
+    scores: list[float] | None = None
 
 
-def traffic(settings: Settings, case: str, since: datetime) -> list[TrafficLine]:
-    """The counts that end after ``since``."""
-    lines = cast("Iterator[TrafficLine]", _lines(settings, case, TRAFFIC, since))
-    return [line for line in lines if datetime.fromisoformat(line["end"]) > since]
+_answer = msgspec.json.Decoder(_Answer)
 
 
-def shadow(settings: Settings, case: str, since: datetime) -> list[ShadowLine]:
-    """The mirrored rows that were received since a moment, each once."""
-    lines = cast("Iterator[ShadowLine]", _lines(settings, case, SHADOW, since))
-    found = {line["prediction_id"]: line for line in lines if datetime.fromisoformat(line["received_at"]) >= since}
-    return sorted(found.values(), key=lambda line: (line["received_at"], line["prediction_id"]))
+def read(settings: Settings, case: str, since: datetime, until: datetime) -> list[TrafficLine]:
+    """The lines of ``traffic`` whose counting began in ``[since, until)``, in the order of their times."""
+    found = _lines(settings, case, "traffic", since, _counts.decode, lambda line: line["begin"])
+    lines = [line for moment, line in found if since <= moment < until]
+    return sorted(lines, key=lambda line: (parse_moment(line["begin"]), line["arm"], line["version"]))
 
 
-def labelled(settings: Settings, case: str, since: datetime) -> pl.DataFrame:
-    """The rows that were answered since a moment and have a label: ``id, at, label, version, score, scores``.
+def mirrored(settings: Settings, case: str, since: datetime, until: datetime) -> list[ShadowLine]:
+    """The rows received in ``[since, until)`` that both versions were asked, in the order of receipt.
 
-    The first answer and the first label of each, in the order in which the labels were received (``at``).
+    One line for each prediction.
     """
-    labels = _frame(settings, case, "labels", since, _LABEL)
-    answers = _frame(settings, case, "predictions", since, _ANSWER)
-    first = answers.sort("at", "version").unique("id", keep="first").drop("at")
-    return labels.sort("at", "label").unique("id", keep="first").join(first, on="id").sort("at", "id")
+    found = _lines(settings, case, "shadow", since, _shadow.decode, lambda line: line["received_at"])
+    lines = {line["prediction_id"]: line for moment, line in found if since <= moment < until}
+    return sorted(lines.values(), key=lambda line: (parse_moment(line["received_at"]), line["prediction_id"]))
 
 
-def _frame(settings: Settings, case: str, kind: str, since: datetime, schema: dict[str, Any]) -> pl.DataFrame:
-    """Lines of a kind that were received since a moment, ``at``."""
-    empty = pl.DataFrame(schema=schema)
-    found = [pl.read_ndjson(path, schema=schema) for path in _closed(settings, case, kind, since)]
-    at = pl.col("received_at").str.to_datetime(time_unit="us", time_zone="UTC")
-    lines = pl.concat([empty, *found]).rename({"prediction_id": "id"}).with_columns(at.alias("at"))
-    return lines.drop("received_at").filter(pl.col("at") >= since)
+def pairs(settings: Settings, case: str, since: datetime, until: datetime) -> pl.DataFrame:
+    """What :func:`mirrored` gives as a frame, with the label of each row as far as it has come.
+
+    Columns: those of a ShadowLine, ``label`` (float64; 0 or 1, a class's position, or the number) and
+    ``label_received_at``, both null where there is no label yet. Of several labels the one received first counts, so
+    that a repeated look gives the same.
+    """
+    lines = mirrored(settings, case, since, until)
+    return _labelled(settings, case, since, _frame([_moments(dict(line)) for line in lines], _PAIRS))
 
 
-def _lines(settings: Settings, case: str, kind: str, since: datetime) -> Iterator[dict[str, Any]]:
-    for path in _closed(settings, case, kind, since):
-        data, _ = segments.read(path)
-        yield from map(json.loads, data.splitlines())
+def answered(settings: Settings, case: str, since: datetime, until: datetime) -> pl.DataFrame:
+    """The rows of the prediction log received in ``[since, until)`` that belong to an arm, with their labels.
+
+    Columns: ``prediction_id, event_time, received_at, arm, version, score, prediction, scores`` and the label as in
+    :func:`pairs`. The ``version`` of an arm's row is another one than the arm's where something stood in.
+    """
+    found = _lines(settings, case, "predictions", since, _answer.decode, lambda line: line.received_at)
+    rows: dict[str, tuple[datetime, _Answer]] = {}
+    for moment, line in found:
+        if line.arm and since <= moment < until:
+            first = rows.get(line.prediction_id)
+            if first is None or moment < first[0]:
+                rows[line.prediction_id] = moment, line
+    told = sorted(rows.values(), key=lambda one: (one[0], one[1].prediction_id))
+    return _labelled(
+        settings, case, since, _frame([_moments(msgspec.structs.asdict(line)) for _, line in told], _ANSWERED)
+    )
 
 
-def _closed(settings: Settings, case: str, kind: str, since: datetime) -> list[Path]:
-    """The closed segments of a kind that were written to since a moment."""
+def _labelled(settings: Settings, case: str, since: datetime, rows: pl.DataFrame) -> pl.DataFrame:
+    if rows.is_empty():
+        wanted: set[str] = set()
+    else:
+        wanted = set(rows["prediction_id"])
+    first: dict[str, tuple[datetime, float]] = {}
+    if wanted:
+        # A label is received after its row: not before the first of these.
+        for moment, line in _lines(settings, case, "labels", since, _label.decode, lambda line: line["received_at"]):
+            key = line["prediction_id"]
+            if key in wanted and (key not in first or (moment, line["label"]) < first[key]):
+                first[key] = moment, line["label"]
+    labels = [
+        {"prediction_id": key, "label": float(label), "label_received_at": moment}
+        for key, (moment, label) in first.items()
+    ]
+    return rows.join(_frame(labels, _LABELS), on="prediction_id", how="left", maintain_order="left")
+
+
+def _lines(
+    settings: Settings, case: str, kind: Kind, since: datetime, decode: Callable[[bytes], T], time: Callable[[T], str]
+) -> Iterator[tuple[datetime, T]]:
+    """The lines of segments that were written to after ``since``, each with its time; open segments are closed first.
+
+    Lines that cannot be read are left out, and said. Raises IntegrityError for a segment that is not what was sealed.
+    """
     folder = settings.prediction_log / case / kind
-    return sorted(path for path in folder.glob("[!.]*.jsonl") if path.stat().st_mtime >= since.timestamp())
+    still = segments.close([folder], settings.log_request(case), settings.log_close_seconds)
+    if still:
+        log.warning("%s: %d open segment(s) of %s were not closed in time", case, len(still), kind)
+    for path in sorted(folder.glob(f"[!.]*{segments.CLOSED}")):
+        if path.stat().st_mtime < (since - SKEW).timestamp():
+            continue
+        yield from _of_segment(path, case, decode, time)
+
+
+def _of_segment(
+    path: Path, case: str, decode: Callable[[bytes], T], time: Callable[[T], str]
+) -> Iterator[tuple[datetime, T]]:
+    data, _sealed = segments.read(path)
+    damaged = 0
+    for line in filter(None, data.split(b"\n")):
+        try:
+            found = decode(line)
+            moment = parse_moment(time(found))
+        except ValueError:  # msgspec's errors are ValueErrors, too
+            damaged += 1
+        else:
+            yield moment, found
+    if damaged:
+        log.warning("%s: %d line(s) of %s cannot be read: they are left out", case, damaged, path)
+
+
+def _moments(line: dict[str, Any]) -> dict[str, Any]:
+    return {**line, **{name: parse_moment(line[name]) for name in ("event_time", "received_at")}}
+
+
+def _frame(rows: list[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame([[row.get(name) for row in rows] for name in schema], schema=schema)

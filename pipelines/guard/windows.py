@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pipelines.contracts import ShadowLine, TrafficLine
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipelines.contracts import TrafficLine
 from pipelines.guard.evidence import Mirrored, Seen, Side
 from pipelines.measures import decided
 from pipelines.moments import parse_utc
@@ -38,7 +42,7 @@ class Trial(NamedTuple):
 def seen(
     of: Trial,
     traffic: Iterable[TrafficLine],
-    shadow: Iterable[ShadowLine],
+    pairs: pl.DataFrame,
     losses: Iterable[Loss],
     now: datetime,
     *,
@@ -46,9 +50,10 @@ def seen(
 ) -> tuple[Seen, ...]:
     """The complete windows since the rollout was opened, oldest first.
 
-    A line counts where it ends, a mirrored row where it was received, a loss where its label was. What a version did
-    counts as its own, whatever arm it is now: in a soak the challenger has become the champion. ``number``: the two
-    disagree where their answers differ at all; else where they decide differently.
+    A line counts where it ends, a row of ``pairs`` (the columns of a ShadowLine, times as moments) where it was
+    received, a loss where its label counts. What a version did counts as its own, whatever arm it is now: in a soak the
+    challenger has become the champion. ``number``: the two disagree where their answers differ at all; else where they
+    decide differently.
     """
     count = max(0, (now - LATE - of.opened) // of.window)
     sides: dict[tuple[int, int], list[TrafficLine]] = defaultdict(list)
@@ -60,24 +65,23 @@ def seen(
             dropped[at] += line["outcomes"].get("dropped", 0)
         else:
             sides[at, line["version"]].append(line)
-    mirrored: dict[int, list[ShadowLine]] = defaultdict(list)
-    for row in shadow:
-        if (row["champion"], row["challenger"]) == (of.champion, of.challenger):
-            mirrored[(parse_utc(row["received_at"]) - of.opened) // of.window].append(row)
     lost: dict[tuple[int, str], list[float]] = defaultdict(list)
     for one in losses:
         lost[(one.at - of.opened) // of.window, one.of].append(one.loss)
+    mirrored = _of(pairs, of)
     found = []
     for at in range(count):
         begin = of.opened + at * of.window
+        end = begin + of.window
+        rows = mirrored.filter((pl.col("received_at") >= begin) & (pl.col("received_at") < end))
         found.append(
             Seen(
                 begin=begin,
-                end=begin + of.window,
+                end=end,
                 weight=[weight for since, weight in of.weights if since <= begin][-1],
                 champion=_side(sides[at, of.champion]),
                 challenger=_side(sides[at, of.challenger]),
-                mirrored=_mirrored(mirrored[at], dropped[at], number=number),
+                mirrored=_mirrored(rows, dropped[at], number=number),
                 losses=tuple(lost[at, "both"]),
                 champion_losses=tuple(lost[at, "champion"]),
                 challenger_losses=tuple(lost[at, "challenger"]),
@@ -86,18 +90,20 @@ def seen(
     return tuple(found)
 
 
-def answered_since(of: Trial, traffic: Iterable[TrafficLine], shadow: Iterable[ShadowLine], since: datetime) -> int:
+def answered_since(of: Trial, traffic: Iterable[TrafficLine], pairs: pl.DataFrame, since: datetime) -> int:
     """Rows that the challenger answered since a moment, in the reply or after it."""
     own = sum(
         line["outcomes"].get("ok", 0)
         for line in traffic
         if line["version"] == of.challenger and line["arm"] != "shadow" and parse_utc(line["end"]) > since
     )
-    return own + sum(
-        row["arm"] == "champion" and row["challenger_score"] is not None
-        for row in shadow
-        if row["challenger"] == of.challenger and parse_utc(row["received_at"]) >= since
-    )
+    beside = pl.col("challenger_score").is_not_null() & (pl.col("arm") == "champion") & (pl.col("received_at") >= since)
+    return own + _of(pairs, of).filter(beside).height
+
+
+def _of(pairs: pl.DataFrame, of: Trial) -> pl.DataFrame:
+    """The rows that this rollout's versions were both asked."""
+    return pairs.filter((pl.col("champion") == of.champion) & (pl.col("challenger") == of.challenger))
 
 
 def _side(lines: Sequence[TrafficLine]) -> Side:
@@ -118,26 +124,27 @@ def _added(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return found
 
 
-def _mirrored(rows: Sequence[ShadowLine], dropped: int, *, number: bool) -> Mirrored:
-    both = [row for row in rows if row["champion_score"] is not None and row["challenger_score"] is not None]
-    champions = _decisions([(row["champion_score"], row.get("champion_scores")) for row in both], number)
-    challengers = _decisions([(row["challenger_score"], row.get("challenger_scores")) for row in both], number)
+def _mirrored(rows: pl.DataFrame, dropped: int, *, number: bool) -> Mirrored:
+    answered = {side: pl.col(f"{side}_score").is_not_null() for side in ("champion", "challenger")}
+    both = rows.filter(answered["champion"] & answered["challenger"])
+    disagreed = 0
+    if both.height:
+        one, other = (_decisions(both, side, number=number) for side in ("champion", "challenger"))
+        disagreed = int((one != other).sum())
     return Mirrored(
-        answered=len(both),
-        disagreed=sum(one != other for one, other in zip(champions, challengers, strict=True)),
-        champion_failed=sum(row["champion_score"] is None and row["challenger_score"] is not None for row in rows),
-        challenger_failed=sum(row["challenger_score"] is None and row["champion_score"] is not None for row in rows),
+        answered=both.height,
+        disagreed=disagreed,
+        champion_failed=rows.filter(~answered["champion"] & answered["challenger"]).height,
+        challenger_failed=rows.filter(answered["champion"] & ~answered["challenger"]).height,
         dropped=dropped,
     )
 
 
-def _decisions(answers: Sequence[tuple[float | None, list[float] | None]], number: bool) -> list[float]:
+def _decisions(rows: pl.DataFrame, side: str, *, number: bool) -> NDArray[Any]:
     """What a version decided, of each row; the answer itself where it is a number."""
-    import numpy as np
-
-    if number or not answers:
-        return [score for score, _ in answers if score is not None]
-    found: list[float] = decided(
-        np.array([score if classes is None else classes for score, classes in answers])
-    ).tolist()
-    return found
+    scores = rows[f"{side}_score"].to_numpy()
+    if number:
+        return scores
+    if rows[f"{side}_scores"].null_count() == 0:
+        scores = np.array(rows[f"{side}_scores"].to_list())
+    return decided(scores)

@@ -56,8 +56,8 @@ def project(settings: Settings, case: str) -> list[str]:
     """Set, move and delete the aliases of a case until they say what the ledger says; returns what was changed.
 
     ``previous`` is the version a rollback returns to; ``challenger`` is the version on trial in a rollout, else the
-    newest candidate if its verdict is inconclusive. A retired case has none. Raises Unavailable if MLflow is down, IntegrityError if it lacks a
-    version.
+    newest candidate if its verdict is inconclusive. A retired case has none. Raises Unavailable if MLflow is down,
+    IntegrityError if it lacks a version.
     """
     with connect(settings) as client:
         wanted = _wanted(settings, client, case)

@@ -31,9 +31,10 @@ def run(
 ) -> Switch:
     """Append a release of ``version`` once it answers in Triton; says what serves now.
 
-    If it serves already, nothing changes. A rollout that is under way is over then. Known is a version that was released before, or that a training run
-    registered. It needs the verdict ``promote``, as it stands in the ledger; ``despite_verdict`` releases one that was
-    turned away, and the row says who did so and why. Its files must be those that were judged.
+    If it serves already, nothing changes. A rollout that is under way is over then. Known is a version that was
+    released before, or that a training run registered. It needs the verdict ``promote``, as it stands in the ledger;
+    ``despite_verdict`` releases one that was turned away, and the row says who did so and why. Its files must be those
+    that were judged.
 
     Raises ConfigError without a reason, for an unknown version or before the first release, ConflictError if the
     case is retired, the verdict says no or somebody else was first, IntegrityError if the verdict or a file is not

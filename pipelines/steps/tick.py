@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from importlib import import_module
 from typing import Literal
+
+import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.alerts import runs
 from pipelines.cases import load_fields
-from pipelines.contracts import Order, Release, ShadowLine, Value
+from pipelines.contracts import Arm, Order, Release, Value
 from pipelines.data import traffic
 from pipelines.deploy import moves, repository, rollout, stages
 from pipelines.deploy.stages import Said
+from pipelines.drift import reference
+from pipelines.drift.profile import counts
 from pipelines.errors import ConflictError
 from pipelines.fields import Fields
-from pipelines.guard import windows
-from pipelines.guard.evidence import Answer, Seen
+from pipelines.guard import losses, windows
+from pipelines.guard.decide import LOG_LOSS, decide
+from pipelines.guard.evidence import Answer
 from pipelines.guard.windows import Loss
 from pipelines.line import runner
 from pipelines.line.candidate import promoted
 from pipelines.line.facts import DatasetFacts
 from pipelines.line.order import ROLLOUT
 from pipelines.line.step import Run
-from pipelines.measures import row_loss
-from pipelines.params import GuardParams, Params
+from pipelines.params import GateParams, GuardParams, Params
 from pipelines.provenance import wall_time
 from pipelines.registry import aliases
 from pipelines.settings import Settings
@@ -35,7 +38,8 @@ FAILPOINTS = ("judged", "appended", "projected", "told")
 """Evidence judged, row in the ledger, aliases set, people told."""
 CLOCK, GUARD = "rollout", "guard"
 """Who moves a rollout where no person does: its clock, and the guard where it takes a version back."""
-Judge = Callable[[Sequence[Seen], GuardParams], Answer]
+Judge = Callable[..., Answer]
+"""What decides, as :func:`decide` does."""
 Outcome = Literal["none", "waits", "holds", "moved", "opened", "overtaken"]
 log = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ def run(
     *,
     as_of: datetime | None = None,
     now: datetime | None = None,
-    judge: Judge | None = None,
+    judge: Judge = decide,
 ) -> Tick:
     """Look at the rollout that is under way and write at most one row: its next stage, its end, or nothing yet.
 
@@ -77,7 +81,7 @@ def run(
         return Tick(case=case, outcome="none", over=True, reason=f"{case} has no release yet")
     outcome, reason = "none", stages.told(head)
     if stages.underway(head):
-        outcome, reason = _moved(params, settings, head, now, judge or _guard())
+        outcome, reason = _moved(params, settings, head, now, judge)
     elif as_of is not None:
         outcome, reason = _opened(params, settings, as_of, now)
     newest = ledger.head(url, case) or head
@@ -97,17 +101,17 @@ def _moved(params: Params, settings: Settings, head: Release, now: datetime, jud
     assert head.trial is not None
     fields, plan = load_fields(params.case), stages.plan_of(head.trial)
     assert plan.guard is not None  # a rollout in stages has one
-    traffic.close(settings, params.case)
     of = _of(ledger.chain(settings.ledger, params.case), head, plan.guard)
-    lines = traffic.traffic(settings, params.case, of.opened)
-    mirrored = traffic.shadow(settings, params.case, of.opened)
-    losses = _losses(settings, fields, of, mirrored) if plan.guard.loss is not None else []
-    seen = windows.seen(of, lines, mirrored, losses, now, number=fields.number is not None)
-    answer = judge(seen, plan.guard)
+    lines = traffic.read(settings, params.case, of.opened, now)
+    pairs = traffic.pairs(settings, params.case, of.opened, now)
+    cap = _cap(settings, params, of)
+    lost = _losses(params, settings, of, pairs, cap, now) if plan.guard.loss is not None else []
+    seen = windows.seen(of, lines, pairs, lost, now, number=fields.number is not None)
+    answer = judge(seen, plan.guard, slo=params.serving.slo, bound=_bound(params, cap))
     said = moves.said(params, head, actor=CLOCK, reason=answer.reason, now=now).model_copy(
         update={"evidence": answer.model_dump(mode="json"), "evidence_hash": storage.digest(list(seen))}
     )
-    answered = windows.answered_since(of, lines, mirrored, head.trial.since)
+    answered = windows.answered_since(of, lines, pairs, head.trial.since)
     storage.failpoint("tick", "judged")
     order, why = _next(settings, head, answer, said, answered)
     if order is None:
@@ -167,34 +171,67 @@ def _of(chain: Sequence[Release], head: Release, limits: GuardParams) -> windows
     )
 
 
-def _losses(settings: Settings, fields: Fields, of: windows.Trial, mirrored: Sequence[ShadowLine]) -> list[Loss]:
-    """The losses of the labelled rows: of pairs their difference, of the others each version's own."""
+def _losses(
+    params: Params, settings: Settings, of: windows.Trial, pairs: pl.DataFrame, cap: float | None, now: datetime
+) -> list[Loss]:
+    """The losses of the labelled rows: of those that both answered their difference, of the others each arm's own.
+
+    Of numbers whose losses have no bound there are none. In a case that follows today's clock a label counts once all
+    labels of its row's time should have come: those that come first are often of one kind.
+    """
+    if params.gate.metric in losses.NUMBERS and cap is None:
+        return []
+    known = pl.col("label").is_not_null()
+    both = pairs.filter(known & pl.col("champion_score").is_not_null() & pl.col("challenger_score").is_not_null())
+    alone = traffic.answered(settings, params.case, of.opened, now).filter(known & pl.col("score").is_not_null())
+    alone = alone.filter(~pl.col("prediction_id").is_in(both["prediction_id"].implode()))
+    more, less = (_row_losses(both, params.gate, cap, f"{side}_") for side in ("challenger", "champion"))
+    found = [Loss(at, "both", own - other) for at, own, other in zip(_mature(both, params), more, less, strict=True)]
+    arms: tuple[tuple[Arm, int], ...] = (("champion", of.champion), ("challenger", of.challenger))
+    for side, version in arms:
+        rows = alone.filter(pl.col("version") == version)
+        own = _row_losses(rows, params.gate, cap)
+        found += [Loss(at, side, loss) for at, loss in zip(_mature(rows, params), own, strict=True)]
+    return sorted(found)
+
+
+def _row_losses(rows: pl.DataFrame, gate: GateParams, cap: float | None, of: str = "") -> list[float]:
     import numpy as np
 
-    number = fields.number is not None
-    pairs = {row["prediction_id"]: row for row in mirrored}
-    found = []
-    for row in traffic.labelled(settings, fields.case, of.opened).iter_rows(named=True):
-        label = np.array([row["label"]])
-
-        def loss(score: float, classes: list[float] | None, label: np.ndarray = label) -> float:
-            return float(row_loss(label, np.array([score if classes is None else classes]), number=number)[0])
-
-        pair = pairs.get(row["id"])
-        if pair is not None and pair["champion_score"] is not None and pair["challenger_score"] is not None:
-            more = loss(pair["challenger_score"], pair.get("challenger_scores"))
-            less = loss(pair["champion_score"], pair.get("champion_scores"))
-            found.append(Loss(row["at"], "both", more - less))
-        elif row["score"] is not None and row["version"] in (of.champion, of.challenger):
-            own: Literal["champion", "challenger"] = "challenger" if row["version"] == of.challenger else "champion"
-            found.append(Loss(row["at"], own, loss(row["score"], row["scores"])))
+    if rows.is_empty():
+        return []
+    answers = rows[f"{of}score"].to_numpy()
+    if rows[f"{of}scores"].null_count() == 0:
+        answers = np.array(rows[f"{of}scores"].to_list())
+    found: list[float] = losses.row_losses(rows["label"].to_numpy(), answers, gate, cap).tolist()
     return found
 
 
-def _guard() -> Judge:
-    """The guard's decision."""
-    decide: Judge = import_module("pipelines.guard.decide").decide
-    return decide
+def _mature(rows: pl.DataFrame, params: Params) -> list[datetime]:
+    """When each label may count."""
+    at = pl.col("label_received_at")
+    if params.schedule.live:
+        at = pl.max_horizontal(at, pl.col("received_at") + timedelta(days=params.label_delay_days))
+    return rows.select(at).to_series().to_list()
+
+
+def _cap(settings: Settings, params: Params, of: windows.Trial) -> float | None:
+    """The largest loss of a number that counts: the 99% quantile on the holdout of the champion; None: not known."""
+    if params.gate.metric not in losses.NUMBERS:
+        return None
+    champion = rollout.kept(settings, params.case).get(of.champion)
+    if champion is None:
+        return None
+    found = counts.read(rollout.bundle_of(settings, champion) / reference.FILE).baseline.get("cap")
+    if not found:
+        return None
+    return float(found) if params.gate.metric == "rmse" else float(found) ** 0.5
+
+
+def _bound(params: Params, cap: float | None) -> float:
+    if params.gate.metric in losses.NUMBERS and cap is None:
+        return LOG_LOSS  # of nothing: without a cap there are no losses
+    return losses.bound(params.gate, cap)
 
 
 # --- a candidate that waits for its turn --------------------------------------------------------------
