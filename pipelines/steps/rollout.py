@@ -48,7 +48,7 @@ def work(run: Run, read: Read) -> Work:
         if outcome == "promoted":
             _project(run.settings, run.case)
         seq = release.seq if release else None
-        if outcome in {"opened", "waits"} or (release is not None and stages.underway(release)):
+        if outcome in {"opened", "waits"} or (outcome == "promoted" and stages.underway(release)):
             return RolloutFacts(outcome=outcome, version=version, seq=seq, candidate=candidate.candidate_key)
         return RolloutFacts(outcome=outcome, version=version, seq=seq)
 

@@ -172,7 +172,7 @@ class Rollouts(RuleBasedStateMachine):
 
     @invariant()
     def who_was_taken_back_does_not_come_back(self) -> None:
-        """A candidate that was tried and is not on trial any more is settled for good: running it again does nothing."""
+        """A candidate that was tried and is not on trial any more is settled for good."""
         if not hasattr(self, "case"):
             return
         chain = ledger.chain(self.url, self.case)
