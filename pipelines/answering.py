@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import measures, runtime
-from pipelines.encoding import BUNDLE, Encode, encoder
+from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import DataError, IntegrityError
 from pipelines.fields import EVENT_TIME, SCORES, Fields, Moment, Numeric, Vector, from_json
 from pipelines.parts import MAX_BATCH, cut
@@ -91,9 +91,19 @@ class Model:
             read = {name: [column[place] for place in places] for name, column in sent.items()}
             values = {field.name: [_as_read(field, one) for one in read[field.name]] for field in self.fields.fields}
             values[EVENT_TIME] = [_utc(one) or now for one in read.get(EVENT_TIME, [None] * len(places))]
-            for part in cut(self.encode(values), self.longest):
-                answers = runtime.score(self.folder, part.tensors)
-                scores[start + np.asarray(part.rows)] = answers.reshape(len(part.rows), -1)
+            scores[start : start + len(places)] = self.scores(values)
+        return scores
+
+    def scores(self, values: Columns) -> NDArray[np.float64]:
+        """The scores ``[n, outputs]`` of columns of raw values as the gateway decodes them, cut into inferences as its.
+
+        Raises DataError for values that the encoding refuses.
+        """
+        tensors = self.encode(values)
+        scores = np.empty((len(next(iter(tensors.values()))), self.fields.outputs))
+        for part in cut(tensors, self.longest):
+            answers = runtime.score(self.folder, part.tensors)
+            scores[np.asarray(part.rows)] = answers.reshape(len(part.rows), -1)
         return scores
 
 

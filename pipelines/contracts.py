@@ -34,6 +34,7 @@ AlertRule = Literal[
     "retrain_missing",
     "quality_blocked",
     "rows_refused",
+    "scores_differ",
     "performance_dropped",
     "headroom_blocked",
     "labels_late",

@@ -24,9 +24,16 @@ MissingPage = Callable[[datetime], str | None]
 
 
 def decide(
-    params: Params, settings: Settings, as_of: datetime, report: DriftReport, missing_page: MissingPage
+    params: Params,
+    settings: Settings,
+    as_of: datetime,
+    report: DriftReport,
+    missing_page: MissingPage,
+    skew: Sequence[str] = (),
 ) -> tuple[tuple[Alert, ...], tuple[Notice, ...]]:
     """The alerts after the drift run at ``as_of`` and its notices, as they stand in the ledger.
+
+    ``skew`` says what was wrong when logged rows were scored again.
 
     A run that is older than the newest one finds nothing. Raises ConflictError if other runs are always first.
     """
@@ -41,7 +48,8 @@ def decide(
             if datetime.fromisoformat(head["as_of"]) > as_of:
                 return (), ()
             seq = head["seq"] + 1
-        found = rules.find(_facts(params, settings, as_of, report, missing_page), params, settings.runbooks)
+        facts = _facts(params, settings, as_of, report, missing_page).model_copy(update={"skew": tuple(skew)})
+        found = rules.find(facts, params, settings.runbooks)
         told = [
             datetime.fromisoformat(notice["at"])
             for row in recent

@@ -25,7 +25,8 @@ class Facts(Value):
 
     ``episode`` is the newest one opened by ``as_of``; ``champion_since`` the time of the champion's training;
     ``judged_until`` the end of the window that was judged before; ``undelivered`` the notices that no try could send,
-    by sink; ``page`` says what became of a page that is missing.
+    by sink; ``page`` says what became of a page that is missing; ``skew`` what was wrong when logged rows were scored
+    again.
     """
 
     as_of: Instant
@@ -35,6 +36,7 @@ class Facts(Value):
     judged_until: Instant | None = None
     undelivered: dict[str, int] = Field(default_factory=dict)
     page: str | None = None
+    skew: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ def _rows_refused(facts: Facts, params: Params) -> Iterable[Finding]:
         if remark.code == "refused":
             severity: Severity = "critical" if remark in quality.problems else "warning"
             yield Finding(remark.field or "rows", remark.message, severity)
+
+
+def _scores_differ(facts: Facts, params: Params) -> Iterable[Finding]:
+    del params
+    if facts.skew:
+        yield Finding("log", f"logged scores do not come out again: {'; '.join(facts.skew)}")
 
 
 def _performance_dropped(facts: Facts, params: Params) -> Iterable[Finding]:
@@ -237,6 +245,7 @@ RULES: tuple[Rule, ...] = (
     Rule("retrain_missing", "critical", _retrain_missing),
     Rule("quality_blocked", "critical", _quality_blocked),
     Rule("rows_refused", "warning", _rows_refused),
+    Rule("scores_differ", "critical", _scores_differ),
     Rule("performance_dropped", "critical", _performance_dropped),
     Rule("headroom_blocked", "warning", _headroom_blocked),
     Rule("labels_late", "warning", _labels_late),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import ledger, objects
@@ -98,6 +99,31 @@ def _retrain(params: Params, settings: Settings, *, as_of: datetime, reason: str
         "outcome": release.outcome,
         "champion": runner.act(order.RECONCILE, params, settings, {})["champion"],
     }
+
+
+def _rescore(
+    params: Params,
+    settings: Settings,
+    *,
+    begin: datetime,
+    end: datetime,
+    version: int | None = None,
+    page: str | None = None,
+) -> dict[str, Any]:
+    """Score logged rows again: what was answered must come out; with --version what that version would have said."""
+    from pipelines.reports import rescored
+    from pipelines.rescoring.command import rescore
+
+    answer = rescore(params, settings, begin, end, version)
+    if page is not None:
+        write_atomic(Path(page).absolute(), rescored.page(answer).encode())
+    return answer
+
+
+def _rescore_table(answer: dict[str, Any]) -> Any:
+    from pipelines.reports import rescored
+
+    return rescored.table(answer)
 
 
 def _alerts(params: Params, settings: Settings) -> dict[str, Any]:
@@ -312,6 +338,7 @@ COMMANDS = {
     "audit": Command(_audit, every_case=True, holds=lambda answer: answer["ok"]),
     "push": Command(_push, every_case=True),
     "reproduce": Command(_reproduce, holds=lambda answer: answer["identical"]),
+    "rescore": Command(_rescore, table=_rescore_table, about="either", holds=lambda answer: answer["ok"]),
     "retrain": Command(_retrain),
     "alerts": Command(_alerts),
     "silence": Command(_silence),

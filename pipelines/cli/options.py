@@ -63,6 +63,14 @@ _MOMENT = "a date or ISO 8601 time, UTC if no zone is given"
 OPTIONS: dict[str, dict[str, Any]] = {
     "as_of": {"type": parse_as_of, "metavar": "TIME", "help": f"the run's clock: {_MOMENT}"},
     "until": {"type": parse_as_of, "metavar": "TIME", "help": _MOMENT},
+    "begin": {"flag": "--from", "type": parse_as_of, "metavar": "TIME", "help": f"the span's first moment: {_MOMENT}"},
+    "end": {
+        "flag": "--to",
+        "type": parse_as_of,
+        "metavar": "TIME",
+        "help": f"its end, which is not part of it: {_MOMENT}",
+    },
+    "page": {"metavar": "FILE", "help": "write the answer as a page, too: one HTML file"},
     "rule": {"choices": get_args(AlertRule), "help": "whose alerts"},
     "reason": {"metavar": "TEXT", "help": WHY},
     "trigger": {
@@ -240,6 +248,9 @@ def _command(
 def _add(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
     """Add the option of that name; ``more`` says whether it must be given, or what stands for it.
 
-    A name that Python has for itself has a _ behind it, which the option lacks.
+    A name that Python has for itself has a _ behind it, which the option lacks. An option's ``flag`` stands for its
+    name, where two commands mean different things by one word.
     """
-    command.add_argument(f"--{name.rstrip('_').replace('_', '-')}", dest=name, **OPTIONS[name], **more)
+    known = {**OPTIONS[name], **more}
+    flag = known.pop("flag", f"--{name.rstrip('_').replace('_', '-')}")
+    command.add_argument(flag, dest=name, **known)

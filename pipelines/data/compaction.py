@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +105,7 @@ def compact(settings: Settings, case: str) -> int:
     """
     done = 0
     damaged: list[str] = []
-    params = load_params(case, params_file(case, settings))
-    allowed = Allowed(params.times, numbers=params.gate.metric in METRICS["number"])
+    allowed = _allowed(settings, case)
     for kind in COMPACTED:
         compacted, problems = _compact_kind(settings, case, kind, allowed)
         done += compacted
@@ -115,6 +115,11 @@ def compact(settings: Settings, case: str) -> int:
     if damaged:
         raise IntegrityError("; ".join(damaged))
     return done
+
+
+def _allowed(settings: Settings, case: str) -> Allowed:
+    params = load_params(case, params_file(case, settings))
+    return Allowed(params.times, numbers=params.gate.metric in METRICS["number"])
 
 
 def _compact_kind(settings: Settings, case: str, kind: Kind, allowed: Allowed) -> tuple[int, list[str]]:
@@ -306,6 +311,21 @@ def _narrowest(rows: list[dict[str, Any]], name: str, least: Any) -> Any:
     if least == pl.Int8 and not all(-128 <= value <= 127 for value in values):
         return pl.Int16
     return least
+
+
+def reader(settings: Settings, case: str) -> Callable[[Path], pl.DataFrame]:
+    """What gives the good lines of a closed segment of predictions, as its partitions have them.
+
+    It raises IntegrityError for a segment that is not what was written, as its seal says.
+    """
+    allowed = _allowed(settings, case)
+
+    def read(path: Path) -> pl.DataFrame:
+        data, _ = segments.read(path)
+        good, _, _ = _parse(data, "predictions", allowed)
+        return _frame(good, "predictions")
+
+    return read
 
 
 def rows_in(path: Path, window: Window) -> int:

@@ -146,7 +146,7 @@ DRIFT = Step(
 )
 ALERT = Step(
     name="alert",
-    version=5,
+    version=6,
     about="tell people what a drift run found, once; nothing hangs on it, least of all a retraining.",
     facts=facts.AlertFacts,
     reads=(DRIFT,),

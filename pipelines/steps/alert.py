@@ -14,22 +14,25 @@ from pipelines.drift_report import read_report
 from pipelines.line.facts import AlertFacts
 from pipelines.line.order import DRIFT, REPORT
 from pipelines.line.step import Read, Run, Work
+from pipelines.rescoring import daily
 
 
 def work(run: Run, _read: Read) -> Work:
     """Write ``alerts.json`` (the alerts after this run, and its notices).
 
-    Keep both in the ledger, and send the notices. The first run of an ``as_of`` decides; running again sends what no
-    sink has taken yet and nothing else. A run that is older than the newest one finds nothing. A sink that fails is a
-    fact (``undelivered``) and the next run's alert, not an error.
+    A sample of the window's rows is scored again first: what does not come out is an alert. Keep both in the ledger,
+    and send the notices. The first run of an ``as_of`` decides; running again sends what no sink has taken yet and
+    nothing else. A run that is older than the newest one finds nothing. A sink that fails is a fact (``undelivered``)
+    and the next run's alert, not an error.
     """
     params, settings, case = run.params, run.settings, run.case
     report = read_report(run.dir / DRIFT.name)
+    skew = daily.check(params, settings, report.window)
 
     def missing_page(earlier: datetime) -> str | None:
         return _missing_page(settings.run_dir(case, earlier))
 
-    alerts, fresh = decision.decide(params, settings, run.as_of, report, missing_page)
+    alerts, fresh = decision.decide(params, settings, run.as_of, report, missing_page, skew.problems)
     earlier = decision.unsent(settings.ledger, case)
     configured = sinks.configured(settings, params.alerts)
     delivery.deliver(settings.ledger, case, fresh, earlier, configured, params.alerts.push)
@@ -39,7 +42,9 @@ def work(run: Run, _read: Read) -> Work:
     def build(folder: Path, _key: str) -> AlertFacts:
         (folder / "alerts.json").write_text(storage.canonical_json({"alerts": alerts, "notices": fresh}))
         by_severity = {severity: counts[severity] for severity in get_args(Severity)}
-        return AlertFacts(**by_severity, notices=len(fresh), undelivered=sum(left.values()))
+        return AlertFacts(
+            **by_severity, notices=len(fresh), undelivered=sum(left.values()), rescored=skew.rows, differ=skew.differ
+        )
 
     return Work(build, {"alerts": alerts, "notices": fresh, "undelivered": left})
 

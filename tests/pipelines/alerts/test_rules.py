@@ -100,6 +100,12 @@ FOUND = [
     ),
     (facts(report(quality={"warnings": [turned_away(None)]})), "rows_refused:rows", "warning", "8.0% of the rows"),
     (
+        facts(report(), skew=("artefact: 7 of 90 scores of version 3 differ", "log: and more")),
+        "scores_differ:log",
+        "critical",
+        "do not come out again: artefact: 7 of 90 scores of version 3 differ; log: and more",
+    ),
+    (
         facts(report(policy=POLICY | {"alarmed": True, "log_e": 12.0})),
         "performance_dropped:champion",
         "critical",
