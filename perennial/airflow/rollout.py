@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseSensorOperator, PokeReturnValue
+from airflow.sdk import DAG, BaseSensorOperator, Param, PokeReturnValue
 
 from perennial.airflow.deadlines import deadline
 from perennial.airflow.deadlines import rollout as rollout_deadline
 from perennial.airflow.failures import keeping_errors, tell_failure
 from perennial.airflow.operators import task_settings
-from perennial.airflow.run import DEFAULTS, clock_param, failing_fast, resolve_as_of, small
+from perennial.airflow.run import DEFAULTS, failing_fast, resolve_as_of, small
 from pipelines.cases import load_case
 from pipelines.line import runner
 from pipelines.line.order import TICK
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 ABOUT = """
 Moves the rollout of **{case}** on: every tick reads the ledger's newest row, looks at what both versions did since the
 rollout was opened, asks the guard, and writes at most one row. `{case}_training` starts one run for each candidate
-whose rollout it opened, or that waits for its turn; `as_of` is that training's. Between two ticks no worker is held.
+whose rollout it opened, or that waits for its turn; `as_of` is that training's. Without it the run moves whatever
+rollout is under way, as one that was started by hand. Between two ticks no worker is held.
 
 A run ends green when its candidate serves, was taken back, or is stale. By hand:
-`python -m pipelines rollout status|advance|hold|resume|abort --case {case}`.
+`python -m pipelines rollout status|start|advance|hold|resume|abort --case {case}`.
 """
+CANDIDATE_PARAM = Param(
+    None,
+    description="The training run whose candidate this is about. Empty: whatever rollout is under way.",
+    type=["null", "string"],
+    format="date-time",
+)
 LONGEST = timedelta(days=400)
 """A rollout whose stages last a year each is still one."""
 AT_ONCE = 64
@@ -43,7 +50,7 @@ def rollout(params: Params) -> DAG:
         schedule=None,
         catchup=False,
         max_active_runs=AT_ONCE,
-        params={"as_of": clock_param(params)},
+        params={"as_of": CANDIDATE_PARAM},
         default_args={**DEFAULTS, "retries": 12, "max_retry_delay": timedelta(minutes=5)},
         deadline=deadline(params.case, rollout_deadline(params)),
         on_failure_callback=tell_failure(params.case),
@@ -77,7 +84,8 @@ class RolloutSensor(BaseSensorOperator):
         with keeping_errors(context), failing_fast():
             params, settings = load_case(self.case).params, task_settings(TICK, self.case)
             assert params is not None  # load_case raises what is wrong with them
-            as_of = resolve_as_of(context["params"].get("as_of"), context["dag_run"])
+            given = context["params"].get("as_of")
+            as_of = resolve_as_of(given, context["dag_run"]) if given else None
             found = runner.act(TICK, params, settings, {"as_of": as_of})
             self.log.info("%s: %s: %s", self.case, found.outcome, found.reason)
             return PokeReturnValue(is_done=found.over, xcom_value=small(found.model_dump(mode="json")))

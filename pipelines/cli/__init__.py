@@ -90,7 +90,8 @@ def run_command(given: argparse.Namespace, params: Params | None, settings: Sett
     step = order.BY_NAME[given.command]
     if step is order.ROLLOUT:
         if given.verb is not None:
-            return rolling.run(params, settings, given.verb, given.reason)
+            start = {name: getattr(given, name) for name in rolling.START}
+            return rolling.run(params, settings, given.verb, given.reason, **start)
         if given.as_of is None:
             raise ConfigError(f"rollout needs --as-of, the run's clock, or one of {', '.join(rolling.VERBS)}")
     if isinstance(step, Action):

@@ -15,6 +15,7 @@ from pipelines.contracts import AlertRule, Trigger
 from pipelines.errors import ConfigError
 from pipelines.line import order
 from pipelines.line.step import Step
+from pipelines.params import PRESETS
 
 WHY = "why; kept for good"
 
@@ -160,6 +161,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NUMBER",
         "help": "a model version, as MLflow, Triton and the history number it",
     },
+    "preset": {
+        "choices": [name for name in PRESETS if name != "instant"],
+        "help": "the stages of a rollout that is started by hand; default: those of the case's parameters",
+    },
 }
 """What the commands take beside the case, by the names of their functions' arguments.
 
@@ -222,6 +227,8 @@ def _add_verbs(rollout: argparse.ArgumentParser) -> None:
     )
     _add(rollout, "as_of")
     _add(rollout, "reason", default="")
+    for name in ("version", "preset", "despite_verdict"):
+        _add(rollout, name)
 
 
 def _command(

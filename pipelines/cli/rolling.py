@@ -1,7 +1,8 @@
-"""rollout status, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
+"""rollout status, start, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,10 @@ from pipelines import ledger
 from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
 from pipelines.contracts import Order, Release
-from pipelines.deploy import moves, repository, stages
+from pipelines.deploy import moves, repository, scheduler, stages
 from pipelines.deploy.stages import Said
-from pipelines.errors import ConfigError
-from pipelines.params import Params
+from pipelines.errors import ConfigError, PerennialError
+from pipelines.params import Params, Preset, RolloutParams
 from pipelines.provenance import wall_time
 from pipelines.registry import aliases
 from pipelines.settings import Settings
@@ -27,14 +28,28 @@ ORDERS: Mapping[str, Callable[[Release, Said], Order]] = {
     "abort": stages.abort,
 }
 """What a person can order: `advance` goes to the next stage whatever the guard says, if the version answers."""
-VERBS = ("status", *ORDERS)
+VERBS = ("status", "start", *ORDERS)
+START = ("version", "preset", "despite_verdict")
+"""What is said of a rollout that is started."""
+log = logging.getLogger(__name__)
 
 
-def run(params: Params, settings: Settings, verb: str, reason: str) -> dict[str, Any]:
+def run(
+    params: Params,
+    settings: Settings,
+    verb: str,
+    reason: str,
+    *,
+    version: int | None = None,
+    preset: Preset | None = None,
+    despite_verdict: bool = False,
+) -> dict[str, Any]:
     """Carry out ``verb``; answers as :func:`status`.
 
-    Raises ConfigError without a reason for an order, ConflictError if the case is retired, no rollout is under way or
-    somebody else was first, Unavailable if a version that should answer more does not answer: nothing is changed then.
+    ``version``, ``preset`` and ``despite_verdict`` are of a rollout that is started (:func:`moves.by_hand`), which the
+    DAG of rollouts then moves. Raises ConfigError without a reason for an order, ConflictError if the case is retired,
+    no rollout is under way or somebody else was first, Unavailable if a version that should answer more does not
+    answer: nothing is changed then.
     """
     if verb == "status":
         return status(params, settings)
@@ -45,9 +60,42 @@ def run(params: Params, settings: Settings, verb: str, reason: str) -> dict[str,
         head = ledger.head(settings.ledger, params.case)
         if head is None:
             raise ConfigError(f"{params.case} has no release yet: run the training line first")
-        order = ORDERS[verb](head, moves.said(params, head, actor=settings.who, reason=reason))
-        moves.write(params, settings, load_fields(params.case), order, aliases.project, "rollout")
+        if verb == "start":
+            order = _start(params, settings, head, reason, version, preset, despite_verdict=despite_verdict)
+        else:
+            order = ORDERS[verb](head, moves.said(params, head, actor=settings.who, reason=reason))
+        row = moves.write(params, settings, load_fields(params.case), order, aliases.project, "rollout")
+    if verb == "start":
+        _ask_for_ticks(settings, row)
     return status(params, settings)
+
+
+def _start(
+    params: Params,
+    settings: Settings,
+    head: Release,
+    reason: str,
+    version: int | None,
+    preset: Preset | None,
+    *,
+    despite_verdict: bool,
+) -> Order:
+    if version is None:
+        raise ConfigError("rollout start needs the version to begin with: --version N, see `history`")
+    if preset is not None:
+        params = params.model_copy(update={"rollout": RolloutParams(preset=preset)})
+    return moves.by_hand(params, settings, head, version, reason=reason, despite_verdict=despite_verdict)
+
+
+def _ask_for_ticks(settings: Settings, row: Release) -> None:
+    """Let Airflow move the rollout; where there is none, a person does."""
+    dag = f"{row.case}_rollout"
+    try:
+        scheduler.client(settings).trigger_dag(dag, f"row__{row.seq}", {}, note=row.reason)
+    except PerennialError as error:
+        log.warning(
+            "the rollout is open and nobody moves it (%s): run %s in Airflow, or `tick` from time to time", error, dag
+        )
 
 
 def status(params: Params, settings: Settings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines import ledger, objects, storage
 from pipelines.deploy import switch
-from pipelines.errors import ConfigError, IntegrityError
+from pipelines.errors import ConfigError, ConflictError, IntegrityError
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST
 
@@ -18,6 +18,26 @@ def target(settings: Settings, case: str, version: int) -> dict[str, Any]:
     IntegrityError if the verdict on it is gone.
     """
     return _released(settings, case, version) or _registered(settings, case, version)
+
+
+def promoted(
+    settings: Settings, case: str, version: int, serves: str, *, despite_verdict: bool = False
+) -> dict[str, Any]:
+    """:func:`target` of a version that the gate promoted, by its verdict in the ledger, or ``despite_verdict``.
+
+    Raises ConflictError, saying what ``serves``, where the verdict is another one.
+    """
+    found = target(settings, case, version)
+    verdict = {}
+    if found["verdict_hash"]:
+        verdict = ledger.verdict(settings.ledger, case, found["verdict_hash"])["verdict"]
+    if verdict.get("decision") == "promote" or despite_verdict:
+        return found
+    said = f"{verdict['decision']} ({verdict.get('reason')})" if verdict else "missing"
+    raise ConflictError(
+        f"{case}: nothing was changed: {serves}; the verdict on version {version} is {said}: "
+        "add --despite-verdict to release it all the same"
+    )
 
 
 def _released(settings: Settings, case: str, version: int) -> dict[str, Any] | None:

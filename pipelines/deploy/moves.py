@@ -8,9 +8,9 @@ from datetime import datetime
 
 from pipelines import ledger, storage
 from pipelines.contracts import Order, Release
-from pipelines.deploy import rollout, stages, switch
+from pipelines.deploy import known, rollout, stages, switch
 from pipelines.deploy.stages import Candidate, Said
-from pipelines.errors import PerennialError
+from pipelines.errors import ConfigError, ConflictError, PerennialError
 from pipelines.fields import Fields
 from pipelines.params import Params
 from pipelines.provenance import wall_time
@@ -52,8 +52,8 @@ def write(
     else:
         version, bundle, key = offered
         folder = storage.find(settings.root / bundle, key, verify=False)  # offering checks it
-        known = version in rollout.kept(settings, params.case)
-        release = rollout.promote(settings, fields, version, folder, append, params.serving, revive=known)
+        loaded = version in rollout.kept(settings, params.case)
+        release = rollout.promote(settings, fields, version, folder, append, params.serving, revive=loaded)
     storage.failpoint(point, "appended")
     try:
         rollout.restore(settings, fields, params.serving)
@@ -72,6 +72,27 @@ def opening(params: Params, head: Release, candidate: Candidate, *, actor: str, 
     """The row that opens the candidate's rollout, as the case's parameters declare it."""
     why = said(params, head, actor=actor, reason=candidate.reason, now=now)
     return stages.open_(head, candidate, params.rollout, why)
+
+
+def by_hand(
+    params: Params, settings: Settings, head: Release, version: int, *, reason: str, despite_verdict: bool = False
+) -> Order:
+    """The row that opens the rollout of any known version, because a person asks for it; also of one taken back before.
+
+    Raises ConflictError if one is under way, the version serves already or the gate did not promote it, ConfigError if
+    there is no such version or the case declares no stages.
+    """
+    case = params.case
+    if not params.rollout.staged:
+        raise ConfigError(
+            f"{case} declares no rollout in stages (rollout: in its parameters): choose one, as in --preset safe, or "
+            f"release version {version} at once by `release`"
+        )
+    if stages.underway(head):
+        raise ConflictError(f"{case}: nothing was changed: {stages.told(head)}: wait for its end, or end it first")
+    target = known.promoted(settings, case, version, switch.told(head), despite_verdict=despite_verdict)
+    candidate = Candidate(version=target.pop("champion"), trigger="manual", as_of=head.as_of, reason=reason, **target)
+    return opening(params, head, candidate, actor=settings.who)
 
 
 def _offered(order: Order) -> tuple[int, str, str] | None:

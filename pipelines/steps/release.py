@@ -9,7 +9,7 @@ from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Switch
 from pipelines.deploy import known, repository, stages, switch
-from pipelines.errors import ConfigError, ConflictError
+from pipelines.errors import ConfigError
 from pipelines.params import Params
 from pipelines.registry import aliases
 from pipelines.settings import Settings
@@ -52,16 +52,7 @@ def run(
             more = f"; {stages.told(head)}: `rollout abort` ends that" if head.challenger is not None else ""
             log.warning("%s: nothing was changed: %s%s", case, switch.told(head), more)
             return Switch(case=case, serves=version, was=version, changed=False, release=head)
-        target = known.target(settings, case, version)
-        verdict = (
-            ledger.verdict(settings.ledger, case, target["verdict_hash"])["verdict"] if target["verdict_hash"] else {}
-        )
-        if verdict.get("decision") != "promote" and not despite_verdict:
-            said = f"{verdict['decision']} ({verdict.get('reason')})" if verdict else "missing"
-            raise ConflictError(
-                f"{case}: nothing was changed: {switch.told(head)}; the verdict on version {version} is {said}: "
-                "add --despite-verdict to release it all the same"
-            )
+        target = known.promoted(settings, case, version, switch.told(head), despite_verdict=despite_verdict)
         fields = load_fields(case)
         release = switch.append(
             params, settings, fields, head, "release", target, reason=reason, actor=actor, as_of=as_of
