@@ -86,6 +86,7 @@ def _demo(options: argparse.Namespace, progress: Progress) -> int:
                 triton.bring(progress.say)
                 extra = {
                     "PERENNIAL_LOG_SEGMENT_SECONDS": str(SEGMENT_SECONDS),
+                    "PERENNIAL_GATEWAY_TRAFFIC_SECONDS": str(SEGMENT_SECONDS),
                     "PERENNIAL_SCHEDULES": "0",
                     "PERENNIAL_CONNECTIONS": "none",
                 }

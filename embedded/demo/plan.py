@@ -41,7 +41,7 @@ class Plan:
     """A replay: the first champion's ``as_of``, then one window of traffic per tick.
 
     ``sample_per_month`` is the most rows of a calendar month that are sent, evenly spaced; ``params`` are
-    overrides of the case's own parameters.
+    overrides of the case's own parameters. ``release``: rollouts in stages follow (release.py).
     """
 
     case: str
@@ -52,6 +52,7 @@ class Plan:
     tick: str
     sample_per_month: int | None
     params: dict[str, Any]
+    release: bool
 
 
 def load_plan(case: str, *, fast: bool, ticks: int | None = None) -> Plan:
@@ -82,6 +83,7 @@ def load_plan(case: str, *, fast: bool, ticks: int | None = None) -> Plan:
         tick=demo.tick,
         sample_per_month=demo.sample_per_month,
         params=demo.params,
+        release=not fast,
     )
 
 

@@ -18,6 +18,7 @@ BUDGET = {
     "drift": 60,
     "training": 90,
     "score": 20,
+    "release": 60,
     "report": 10,
     "stop": 15,
 }

@@ -10,6 +10,7 @@ from embedded.airflow import client
 from embedded.demo import traffic
 from embedded.demo.plan import Plan
 from embedded.demo.progress import Progress
+from embedded.demo.release import released
 from embedded.demo.replay import Replay
 from embedded.demo.summary import build_summary
 from embedded.demo.ticks import play
@@ -26,4 +27,8 @@ def replayed(plan: Plan, params: Params, source: Any, settings: Settings, progre
         replay = Replay(plan, params, settings, source, client(settings), gateway, progress, pool)
         rows = play(replay)
         with progress.phase("score"):
-            return build_summary(replay, rows)
+            summary = build_summary(replay, rows)
+        if plan.release:
+            with progress.phase("release"):
+                summary["rollouts"] = released(replay, rows)
+        return summary

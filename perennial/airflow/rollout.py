@@ -56,15 +56,8 @@ def rollout(params: Params) -> DAG:
         on_failure_callback=tell_failure(params.case),
         tags=["perennial", params.case, "rollout"],
     ) as dag:
-        RolloutSensor(task_id=TICK.name, case=params.case, poke_interval=pause(params), timeout=LONGEST)
+        RolloutSensor(task_id=TICK.name, case=params.case, timeout=LONGEST)
     return dag
-
-
-def pause(params: Params) -> timedelta:
-    """The time between two ticks: a window of the guard, and a minute at most."""
-    guard = params.rollout.guard
-    minutes = 1.0 if guard is None else min(1.0, guard.window_minutes)
-    return timedelta(seconds=max(2.0, 60 * minutes))
 
 
 class RolloutSensor(BaseSensorOperator):
@@ -88,4 +81,5 @@ class RolloutSensor(BaseSensorOperator):
             as_of = resolve_as_of(given, context["dag_run"]) if given else None
             found = runner.act(TICK, params, settings, {"as_of": as_of})
             self.log.info("%s: %s: %s", self.case, found.outcome, found.reason)
+            self.poke_interval = found.again_seconds  # of the rollout that is under way, whatever the case declares now
             return PokeReturnValue(is_done=found.over, xcom_value=small(found.model_dump(mode="json")))

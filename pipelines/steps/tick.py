@@ -36,6 +36,7 @@ from pipelines.settings import Settings
 
 FAILPOINTS = ("judged", "appended", "projected", "told")
 """Evidence judged, row in the ledger, aliases set, people told."""
+SHORTEST_SECONDS = 2.0
 CLOCK, GUARD = "rollout", "guard"
 """Who moves a rollout where no person does: its clock, and the guard where it takes a version back."""
 Judge = Callable[..., Answer]
@@ -47,7 +48,8 @@ log = logging.getLogger(__name__)
 class Tick(Value):
     """What a tick came to; ``over``: no further one is needed for the candidate, or the case if none was named.
 
-    ``row`` is the newest row of the case's releases, ``action`` says what it did if this tick wrote it.
+    ``row`` is the newest row of the case's releases, ``action`` says what it did if this tick wrote it. The next tick
+    is worth its while after ``again_seconds``: a window of the guard, and a minute at most.
     """
 
     case: str
@@ -56,6 +58,7 @@ class Tick(Value):
     reason: str
     row: int = 0
     action: str = ""
+    again_seconds: float = 60.0
 
 
 def run(
@@ -90,7 +93,21 @@ def run(
         over, why = _over(params, settings, as_of, newest, over)
         reason = f"{reason}; {why}" if why else reason
     action = newest.action if newest.seq != head.seq and outcome in {"moved", "opened"} else ""
-    return Tick(case=case, outcome=outcome, over=over, reason=reason, row=newest.seq, action=action)
+    return Tick(
+        case=case,
+        outcome=outcome,
+        over=over,
+        reason=reason,
+        row=newest.seq,
+        action=action,
+        again_seconds=_pause(newest),
+    )
+
+
+def _pause(head: Release) -> float:
+    if head.trial is None or (guard := stages.plan_of(head.trial).guard) is None:
+        return 60.0
+    return max(SHORTEST_SECONDS, 60 * min(1.0, guard.window_minutes))
 
 
 # --- the rollout that is under way --------------------------------------------------------------------

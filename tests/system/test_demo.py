@@ -1,5 +1,6 @@
 """The whole loop, for real: `make demo FAST=1 TICKS=8`, and what its live stack answers afterwards."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,10 @@ import httpx
 import polars as pl
 import pytest
 
+from embedded.demo.plan import load_plan
+from embedded.demo.progress import Progress
+from embedded.demo.release import released
+from embedded.demo.replay import Replay
 from embedded.demo.traffic import client, wait_for_closed_segments
 from pipelines import cases, ledger
 from pipelines.contracts import EpisodeTrigger, Window
@@ -239,6 +244,33 @@ def test_every_artefact_verifies(summary, settings):
     assert len(manifests) > 20
     for path in manifests:
         read_manifest(path.parent, verify=True)
+
+
+def test_one_version_arrives_in_stages_and_a_slow_one_is_taken_back(summary, settings, airflow):
+    """Airflow moves a candidate from shadow to all of the traffic; one whose answers come late the guard takes back.
+
+    Every answer is in the log, by the version that gave it; nothing of the shadow is.
+    """
+    from pipelines.data import log
+
+    case = summary["case"]
+    plan, params = load_plan(case, fast=True, ticks=8), load_params(case)
+    rows = log.read_predictions(settings, case, plan.windows[0])
+    with client(settings.gateway_url, settings.key_file) as gateway:
+        replay = Replay(plan, params, settings, None, airflow, gateway, Progress(), None)
+        arrived, late = released(replay, rows)
+    moves = [(row["action"], row["stage"]) for row in arrived["rows"]]
+    assert moves == [("open", "shadow"), ("advance", "canary"), ("promote", "full")]
+    assert (arrived["serves"], late["serves"], late["rows"][-1]["actor"]) == (True, False, "guard")
+    assert "requests took" in late["reason"]
+    wait_for_closed_segments(settings.prediction_log, case)
+    lines = [
+        json.loads(line)
+        for path in (settings.prediction_log / case / "predictions").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    logged = Counter(str(line["version"]) for line in lines if line["prediction_id"].startswith("release-"))
+    assert logged == Counter(arrived["answers"]) + Counter(late["answers"])
 
 
 def test_posted_labels_decide_the_next_candidate(summary, settings, tmp_path):
