@@ -18,6 +18,7 @@ AS_OF = "2024-02-16T00:00:00Z"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_source_is_read_by_mapped_tasks(tmp_path):
     """Airflow maps a task over each stretch of days, and `ingest` makes of them what it makes alone by hand."""
     path = shop.write(tmp_path / "cases", "desk") / "params.yaml"

@@ -43,6 +43,7 @@ def _task(home: Path, **more: str) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_dead_backend_adds_no_second_to_a_task(tmp_path, monkeypatch):
     """With nobody at the address, and with somebody who never answers, a task takes less than a second more.
 
