@@ -5,16 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseSensorOperator, Param, PokeReturnValue
+from airflow.sdk import DAG, BaseSensorOperator, Param, PokeReturnValue, XComArg
 
 from perennial.airflow.deadlines import deadline
 from perennial.airflow.deadlines import rollout as rollout_deadline
 from perennial.airflow.failures import keeping_errors, tell_failure
-from perennial.airflow.operators import task_settings
-from perennial.airflow.run import DEFAULTS, failing_fast, resolve_as_of, small
+from perennial.airflow.operators import StepOperator, task_settings
+from perennial.airflow.run import DEFAULTS, failing_fast, small
+from perennial.airflow.trigger import TriggerOnce
 from pipelines.cases import load_case
 from pipelines.line import runner
-from pipelines.line.order import TICK
+from pipelines.line.order import ROLLOUT, TICK
+from pipelines.moments import parse_as_of
 from pipelines.params import Params
 
 if TYPE_CHECKING:
@@ -29,12 +31,7 @@ rollout is under way, as one that was started by hand. Between two ticks no work
 A run ends green when its candidate serves, was taken back, or is stale. By hand:
 `python -m pipelines rollout status|start|advance|hold|resume|abort --case {case}`.
 """
-CANDIDATE_PARAM = Param(
-    None,
-    description="The training run whose candidate this is about. Empty: whatever rollout is under way.",
-    type=["null", "string"],
-    format="date-time",
-)
+OF = "The training run whose candidate this is about (UTC). Empty: whatever rollout is under way, until it is over."
 LONGEST = timedelta(days=400)
 """A rollout whose stages last a year each is still one."""
 AT_ONCE = 64
@@ -50,7 +47,7 @@ def rollout(params: Params) -> DAG:
         schedule=None,
         catchup=False,
         max_active_runs=AT_ONCE,
-        params={"as_of": CANDIDATE_PARAM},
+        params={"as_of": Param(None, OF, type=["null", "string"], format="date-time")},
         default_args={**DEFAULTS, "retries": 12, "max_retry_delay": timedelta(minutes=5)},
         deadline=deadline(params.case, rollout_deadline(params)),
         on_failure_callback=tell_failure(params.case),
@@ -60,8 +57,22 @@ def rollout(params: Params) -> DAG:
     return dag
 
 
+def trial(params: Params, rollout: StepOperator) -> TriggerOnce:
+    """The task that starts the run of a candidate, whose rollout the task ``rollout`` opened, or that waits; once."""
+    key = f"((ti.xcom_pull(task_ids='{ROLLOUT.name}', key='{ROLLOUT.event}') or {{}}).get('candidate') or '')[:16]"
+    return TriggerOnce(
+        task_id=ROLLOUT.event,
+        case=params.case,
+        trigger_dag_id=f"{params.case}_rollout",
+        trigger_run_id=f"candidate__{{{{ {key} }}}}",
+        conf=XComArg(rollout, key=ROLLOUT.event),
+    )
+
+
 class RolloutSensor(BaseSensorOperator):
     """Ticks a case's rollout until nothing more can become of the candidate of the training run ``as_of``.
+
+    Without an ``as_of`` until no rollout is under way.
 
     What a retry can mend (Triton, the ledger are away) is tried again for about an hour, over the whole rollout.
     """
@@ -78,8 +89,7 @@ class RolloutSensor(BaseSensorOperator):
             params, settings = load_case(self.case).params, task_settings(TICK, self.case)
             assert params is not None  # load_case raises what is wrong with them
             given = context["params"].get("as_of")
-            as_of = resolve_as_of(given, context["dag_run"]) if given else None
-            found = runner.act(TICK, params, settings, {"as_of": as_of})
+            found = runner.act(TICK, params, settings, {"as_of": parse_as_of(given) if given else None})
             self.log.info("%s: %s: %s", self.case, found.outcome, found.reason)
             self.poke_interval = found.again_seconds  # of the rollout that is under way, whatever the case declares now
             return PokeReturnValue(is_done=found.over, xcom_value=small(found.model_dump(mode="json")))

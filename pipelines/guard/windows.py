@@ -16,8 +16,8 @@ from pipelines.guard.evidence import Mirrored, Seen, Side
 from pipelines.measures import decided
 from pipelines.moments import parse_utc
 
-LATE = timedelta(seconds=2)
-"""So long after its end a window is complete: a mirrored row is answered after its receipt."""
+LATE = timedelta(seconds=6)
+"""So long after its end a window is complete: an answer takes its time, and a mirrored row's comes after the reply."""
 FAILED = ("fallback", "error", "timeout")
 
 
@@ -68,12 +68,12 @@ def seen(
     lost: dict[tuple[int, str], list[float]] = defaultdict(list)
     for one in losses:
         lost[(one.at - of.opened) // of.window, one.of].append(one.loss)
-    mirrored = _of(pairs, of)
+    place = (pl.col("received_at") - of.opened).dt.total_microseconds() // (of.window // timedelta(microseconds=1))
+    mirrored = _of(pairs, of).with_columns(place.alias("window")).partition_by("window", as_dict=True)
     found = []
     for at in range(count):
         begin = of.opened + at * of.window
         end = begin + of.window
-        rows = mirrored.filter((pl.col("received_at") >= begin) & (pl.col("received_at") < end))
         found.append(
             Seen(
                 begin=begin,
@@ -81,7 +81,7 @@ def seen(
                 weight=[weight for since, weight in of.weights if since <= begin][-1],
                 champion=_side(sides[at, of.champion]),
                 challenger=_side(sides[at, of.challenger]),
-                mirrored=_mirrored(rows, dropped[at], number=number),
+                mirrored=_mirrored(mirrored.get((at,), pairs.clear()), dropped[at], number=number),
                 losses=tuple(lost[at, "both"]),
                 champion_losses=tuple(lost[at, "champion"]),
                 challenger_losses=tuple(lost[at, "challenger"]),

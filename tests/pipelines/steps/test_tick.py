@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import pytest
+from rich.console import Console
 
 from pipelines import cli, ledger, storage
 from pipelines.audit import audit
 from pipelines.contracts import Order
-from pipelines.deploy import repository, rollout
+from pipelines.deploy import moves, repository, rollout, stages
 from pipelines.deploy.stages import on_trial
 from pipelines.errors import Unavailable
 from pipelines.guard.decide import decide
@@ -22,6 +25,7 @@ from pipelines.params import RolloutParams
 from pipelines.params_file import load_params
 from pipelines.provenance import wall_time
 from pipelines.registry import aliases
+from pipelines.reports import history, metrics
 from pipelines.settings import Settings
 from pipelines.steps import rollback, tick
 from tests.pipelines.candidates import CASE, month, registered
@@ -271,13 +275,24 @@ def test_the_guard_sees_what_was_logged(settings):
     # The first line ends a second after its window: it is of the second one.
     assert [(one.champion.answered, one.challenger.failed) for one in looked[0]] == [(0, 0), (950, 150)]
     assert [one.mirrored.disagreed for one in looked[0]] == [0, 4]
-    tick.run(params(), settings, as_of=month(2), now=opened + 15 * MINUTE + 3 * timedelta(seconds=1), judge=judge)
+    tick.run(params(), settings, as_of=month(2), now=opened + 15 * MINUTE + timedelta(seconds=7), judge=judge)
     [_, _, third] = looked[-1]
     assert third.losses == pytest.approx([0.405465], abs=1e-5)
     assert (third.weight, third.challenger.latency, third.challenger.scores) == (500, {12: 350}, {4: 200})
     found = tick.run(params(), settings, as_of=month(2), now=opened + 16 * MINUTE, judge=decide)
     assert found.action == "abort"
     assert "challenger" in found.reason or "failed" in found.reason
+
+
+def test_a_retired_case_has_no_rollout_any_more(settings):
+    """A tick of a case that is out of service, or that has no release, writes nothing and is the last one."""
+    assert ticked(settings, 1, of=None).over
+    train(settings, 1)
+    train(settings, 2)
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="a break", actor="ada")
+    found = ticked(settings, 31)
+    assert (found.over, found.outcome, "a break" in found.reason) == (True, "none", True)
+    assert len(rows(settings)) == 2
 
 
 def test_people_hear_of_a_rollout_that_does_not_move(settings, caplog):
@@ -386,6 +401,65 @@ def test_rows_of_earlier_releases_keep_their_hashes(settings):
     assert storage.digest(written) == row.hash
 
 
+def test_what_people_see_of_a_rollout(settings):
+    """History, metrics and MLflow's aliases tell stage, share and version on trial, until the rollout is over."""
+    train(settings, 1)
+    train(settings, 2)
+
+    def seen() -> dict[str, float]:
+        found = metrics.samples(settings, params())
+        return {"/".join([name, *labels.values()]): value for name, labels, value in found if "rollout" in name}
+
+    assert seen() == {
+        **{f"rollout_stage/{stage}": stage == "canary" for stage in ("shadow", "canary", "soak", "full")},
+        "rollout_version": 2,
+        "rollout_weight": 0.05,
+    }
+    assert aliases._wanted(settings, None, CASE) == {"champion": 1, "previous": None, "challenger": 2}
+    ticked(settings, 6, "fail")
+    assert (seen()["rollout_stage/full"], seen()["rollout_version"], seen()["rollout_weight"]) == (True, 0, 0.0)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(history.table(CASE, history.releases(settings, CASE), history.verdicts(settings, CASE)))
+    lines = console.file.getvalue().splitlines()[2:]
+    assert [re.split(r"\s{2,}", line)[2:4] for line in lines] == [
+        ["v1", "promote"],
+        ["v1 + v2 5%", "open"],
+        ["v1", "abort"],
+    ]
+    assert "a fail" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"weight": 100}, "a lower share than the row before it"),
+        ({"salt": "another"}, "other keys"),
+        ({"champion": 2}, "lets another version serve"),
+    ],
+)
+def test_the_audit_finds_rows_that_no_rollout_has(settings, change, problem):
+    """A row that takes keys away, shuffles them or lets a version serve on the side is found."""
+    train(settings, 1)
+    train(settings, 2)
+    head = ledger.head(settings.ledger, CASE)
+    good = stages.advance(head, moves.said(params(), head, actor="eve", reason="quietly"))
+    ledger.append(settings.ledger, good.model_copy(update=change))
+    [found, *_] = audit(settings, CASE)["findings"]
+    assert problem in found["problem"]
+
+
+def test_the_audit_wants_a_verdict_for_a_trial(settings):
+    """A version that no verdict promoted is not on trial by rights."""
+    train(settings, 1)
+    train(settings, 2)
+    head = ledger.head(settings.ledger, CASE)
+    stranger = head.trial.model_dump(include={"bundle", "mlflow_run", "trigger", "as_of"})
+    other = stages.Candidate(**stranger, version=9, candidate_key=head.trial.candidate_key, verdict_hash=None)
+    ledger.append(settings.ledger, moves.opening(params(), head, other, actor="eve"))
+    problems = [found["problem"] for found in audit(settings, CASE)["findings"]]
+    assert "lets version 9 on trial without a verdict that promotes it" in problems
+
+
 # --- two at once, and death at every point ---------------------------------------------------------------
 
 
@@ -411,6 +485,28 @@ def home(request, released):
     if request.param == "postgresql":
         released = released.model_copy(update={"ledger_url": request.getfixturevalue("schema")})
     return released.model_copy(update={"log_close_seconds": 0})
+
+
+def _dying(settings: Settings, run_dir, point: str) -> None:
+    os.environ["PERENNIAL_FAILPOINT"] = f"rollout:{point}"
+    step.run(params(), settings, run_dir, month(2))
+
+
+@pytest.mark.slow
+def test_an_opening_that_is_killed_is_repeated(released):
+    """The training's last step dies on the way to the first row, or after it: run again it has opened one rollout."""
+    roll_out(released, 1, registered(released, month(1), 1, bias=0.1))
+    run_dir = registered(released, month(2), 2, bias=0.2, champion=1)
+    for point in ("loaded", "appended"):
+        process = fresh_processes().Process(target=_dying, args=(released, run_dir, point))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert answering(released, 1) == [1]
+    made = step.run(params(), released, run_dir, month(2)).facts
+    assert (made["outcome"], made["seq"]) == ("opened", 2)
+    assert [row[0] for row in rows(released)] == ["promote", "open"]
+    assert answering(released, 1, 2) == [1, 2]
 
 
 @pytest.mark.slow
