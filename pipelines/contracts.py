@@ -480,6 +480,25 @@ class LabelLine(TypedDict):
     received_at: str
 
 
+FIGURE_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
+"""What the name of a business figure looks like: a letter, then letters, digits and _."""
+
+
+class FigureLine(TypedDict):
+    """What a prediction came to in the business, like its revenue, a JSON line in ``.../figures/<segment>.jsonl``.
+
+    ``name`` says what it is, ``value`` is a finite number. ``event_time`` is when it became known, as it is stated; the
+    highest ``revision`` of a prediction's figure counts. No model learns from figures, and no drift run sees them.
+    """
+
+    prediction_id: str
+    name: str
+    value: float
+    revision: int
+    event_time: str
+    received_at: str
+
+
 class RefusalLine(TypedDict):
     """How many rows were refused, a JSON line in ``prediction_log/<case>/refusals/<segment>.jsonl``; lines add up.
 

@@ -30,11 +30,13 @@ CLOSED = ".jsonl"
 SEAL = ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
-Kind = Literal["predictions", "labels", "refusals"]
+Kind = Literal["predictions", "labels", "refusals", "figures"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
 """What rows, and judgements of them, are made of."""
-EVERY: tuple[Kind, ...] = (*KINDS, "refusals")
-"""The folders that segments lie in: beside those rows, how many others were refused, by reason and field."""
+COMPACTED: tuple[Kind, ...] = (*KINDS, "refusals")
+"""What becomes part of the lake: beside those rows, how many others were refused, by reason and field."""
+EVERY: tuple[Kind, ...] = (*COMPACTED, "figures")
+"""The folders that segments lie in: beside those of the lake, figures of the business, for experiments alone."""
 RECORDS = "segments"
 """The folder, beside a kind's compacted files, that says which segments they were made of."""
 Segments = Mapping[str, Sequence[Name]]

@@ -25,7 +25,7 @@ from pipelines.files import make_durable, write_atomic
 from pipelines.moments import parse_moment
 from pipelines.params import METRICS, EventTimes, too_high
 from pipelines.params_file import load_params, params_file
-from pipelines.segments import EVERY, RECORDS, Kind
+from pipelines.segments import COMPACTED, RECORDS, Kind
 from pipelines.settings import Settings
 from pipelines.storage import failpoint
 
@@ -106,7 +106,7 @@ def compact(settings: Settings, case: str) -> int:
     damaged: list[str] = []
     params = load_params(case, params_file(case, settings))
     allowed = Allowed(params.times, numbers=params.gate.metric in METRICS["number"])
-    for kind in EVERY:
+    for kind in COMPACTED:
         compacted, problems = _compact_kind(settings, case, kind, allowed)
         done += compacted
         damaged += problems

@@ -29,7 +29,7 @@ from pipelines.data import records
 from pipelines.data.compaction import FIXED, SOMETIMES, TIME, compact, folder_of, known, rows_in
 from pipelines.data.records import MEND, SPREAD
 from pipelines.errors import IntegrityError
-from pipelines.segments import EVERY, KINDS, Kind, Segments
+from pipelines.segments import COMPACTED, KINDS, Kind, Segments
 from pipelines.settings import Settings
 from pipelines.storage import digest
 
@@ -78,7 +78,7 @@ def catch_up(settings: Settings, case: str, window: Window) -> int:
     Returns how many rows of ``window`` cannot be read all the same: they lie in segments that are open still, after
     ``log_close_seconds`` of waiting for the gateway.
     """
-    folders = [settings.prediction_log / case / kind for kind in EVERY]
+    folders = [settings.prediction_log / case / kind for kind in COMPACTED]
     still = segments.close(folders, settings.log_request(case), settings.log_close_seconds)
     held = {path: rows_in(path, window) for path in still if path.parent.name == "predictions"}
     compact(settings, case)

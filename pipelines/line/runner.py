@@ -12,7 +12,7 @@ from pipelines.cases.code import code_sha256
 from pipelines.contracts import Manifest
 from pipelines.line.step import Action, Read, Run, Step, Work
 from pipelines.params import Params
-from pipelines.segments import EVERY, RECORDS
+from pipelines.segments import COMPACTED, RECORDS
 from pipelines.settings import Settings
 
 
@@ -22,7 +22,7 @@ def run(step: Step, run: Run) -> Manifest:
     Raises what the step raises.
     """
     objects.attach(run.settings)
-    for kind in EVERY:  # what is known of the log, wherever it was compacted
+    for kind in COMPACTED:  # what is known of the log, wherever it was compacted
         objects.need_folder(run.settings.lake_dir / run.case / kind / RECORDS)
     read = reads(step, run)
     return publish(step, run, read, home(step).work(run, read))

@@ -18,7 +18,7 @@ from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import Tally
 from serving.gateway.routing import Route
-from serving.gateway.rows import Shape, label_shape, row_shape
+from serving.gateway.rows import Shape, figure_shape, label_shape, row_shape
 from serving.gateway.settings import Bounds
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,11 @@ class Case:
     serving: ServingParams
     rows: Shape
     labels: Shape
+    figures: Shape
     predictions_log: Log
     labels_log: Log
     refusals_log: Log
+    figures_log: Log
     index: Index
     route: Route | None = None
     standing_in: str = ""
@@ -76,9 +78,9 @@ class Case:
         return self.kept
 
     @property
-    def logs(self) -> tuple[Log, Log, Log]:
+    def logs(self) -> tuple[Log, ...]:
         """Everything that it writes lines into."""
-        return self.labels_log, self.predictions_log, self.refusals_log
+        return self.labels_log, self.predictions_log, self.refusals_log, self.figures_log
 
 
 def open_case(
@@ -90,6 +92,7 @@ def open_case(
     """
     rows = row_shape(fields, bounds.max_rows)
     labels = label_shape(fields, bounds.max_rows)
+    figures = figure_shape(bounds.max_rows)
     # Segments are named by their worker: a case that comes again must not take the names of its earlier ones.
     folder = settings.prediction_log / fields.case
     worker = worker_name()
@@ -107,5 +110,6 @@ def open_case(
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
     newest = asked(settings.log_request(fields.case))
-    predicted, labelled, refused = (logs[kind] for kind in EVERY)
-    return Case(fields, times, serving, rows, labels, predicted, labelled, refused, index, asked=newest)
+    predicted, labelled, refused, figured = (logs[kind] for kind in EVERY)
+    written = predicted, labelled, refused, figured
+    return Case(fields, times, serving, rows, labels, figures, *written, index, asked=newest)
