@@ -10,7 +10,7 @@ from pipelines import objects
 from pipelines.contracts import Window
 from pipelines.data import log
 from pipelines.errors import IntegrityError
-from pipelines.segments import EVERY, adopt
+from pipelines.segments import COMPACTED, adopt
 from pipelines.settings import Settings
 from tests.pipelines.data import loglines
 
@@ -71,7 +71,7 @@ def test_another_machine_reads_what_one_compacted(tmp_path: Path):
             objects.attach(settings)
         loglines.write(one, "loans", "refusals", "a", [line(2)])
         log.compact(one, "loans")
-        for kind in EVERY:
+        for kind in COMPACTED:
             objects.need_folder(other.lake_dir / "loans" / kind / "segments")
         assert found(other) == found(one) == [(HOUR, 1, "age", 2)]
     finally:
