@@ -567,11 +567,16 @@ class ExperimentParams(Strict):
     """A unit counts once, when its first answer is so old, with what was known of it by then."""
     units: int | None = Field(default=None, ge=100)
     """Mature units of both arms at which it ends; None: it goes on until there is a difference, or a person ends it."""
+    effect: float | None = Field(default=None, gt=0)
+    """Without ``units``, of numbers: the size of difference that is looked for, in the outcome's unit."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """The chance that it finds a difference where there is none, however often one looks."""
     otherwise: Literal["champion", "challenger"] = "champion"
     """Who stays if it ended without a difference."""
     bandit: bool = False
     """Thompson sampling moves the weight within ``bounds``, at most once in ``every_hours``, to the arm that is more
     likely the better one. Keys near the limit then change their arm; a unit counts for the arm of its first answer.
+    For labels of two classes and without ``units``: of those a test stays valid while weights move.
     """
     bounds: Annotated[tuple[Share, Share], AfterValidator(_ascending), Field(strict=False)] = (0.1, 0.9)
     every_hours: float = Field(default=24.0, ge=1, le=8760)
@@ -585,6 +590,19 @@ class ExperimentParams(Strict):
     def _consistent(self) -> ExperimentParams:
         if not self.bandit and (self.bounds, self.every_hours) != ((0.1, 0.9), 24):
             raise ValueError("bounds and every_hours need bandit: true: nothing else moves the weight of an experiment")
+        if self.bandit and (self.outcome != LABEL or self.units is not None):
+            what = f"outcome is {self.outcome}" if self.outcome != LABEL else f"units are {self.units}"
+            raise ValueError(
+                f"bandit moves the weight, and {what}: only the comparison of labels of two classes without a declared "
+                "end stays valid then; leave bandit out, or give outcome: label and no units"
+            )
+        if self.outcome != LABEL and self.units is None and self.effect is None:
+            raise ValueError(
+                f"an experiment on {self.outcome} needs units, at which it ends, or effect, the size of difference "
+                "that is looked for"
+            )
+        if self.effect is not None and self.units is not None:
+            raise ValueError("effect and units are both given: with units, at which it ends, nothing reads effect")
         if self.bounds[1] == 1:
             raise ValueError("bounds end with 1: leave the champion some keys, as in [0.1, 0.9]")
         return self

@@ -356,13 +356,21 @@ def _misfits(gate: dict[str, Any], fields: Any) -> dict[str, str]:
 
 def _misfits_of_experiment(experiment: Any, fields: Any) -> dict[str, str]:
     """What of an experiment's parameters does not fit the target, by its place."""
-    if isinstance(experiment, dict) and experiment.get("outcome") == LABEL and fields.classes:
-        return {
-            "rollout.experiment.outcome": (
-                f"label is one of {len(fields.classes)} classes, which have no mean to compare: post a figure for each "
-                "prediction and give its name"
-            )
-        }
+    if not isinstance(experiment, dict) or experiment.get("outcome") != LABEL:
+        return {}
+    place = "rollout.experiment"
+    if fields.classes:
+        why = f"label is one of {len(fields.classes)} classes, which have no mean to compare"
+        return {f"{place}.outcome": f"{why}: post a figure for each prediction and give its name"}
+    if fields.number is None:
+        if "effect" in experiment:
+            return {f"{place}.effect": "the label is yes or no, whose comparison needs none: remove it"}
+        return {}
+    if experiment.get("bandit") is True:
+        return {f"{place}.bandit": "the label is a number, whose comparison holds for one weight alone: remove it"}
+    if experiment.get("units") is None and experiment.get("effect") is None:
+        why = "the label is a number: an experiment on it needs units, at which it ends, or effect"
+        return {place: f"{why}, the size of difference that is looked for ({fields.number.unit})"}
     return {}
 
 
