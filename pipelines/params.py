@@ -528,9 +528,9 @@ class GuardParams(Strict):
     tolerated: float = Field(default=1.5, ge=1)
     """How many times the champion's share of failures, and of slow answers, is no fault yet."""
     errors: float = Field(default=0.01, gt=0, lt=1)
-    """The share of failed rows, fallbacks too, above which a window is bad whatever the champion's is."""
+    """The share of failed rows, fallbacks too, above which a window is bad unless the champion's is as bad."""
     refused: float = Field(default=0.05, gt=0, lt=1)
-    """The share of rows that are refused above which a window is bad whatever the champion's is."""
+    """The share of rows that are refused above which a window is bad unless the champion's is as bad."""
     p95_ms: float | None = Field(default=None, gt=0)
     p99_ms: Annotated[float | None, not_below("p95_ms")] = Field(default=None, gt=0)
     """Latencies that count as slow; None: those of ``serving.slo``, and else what the champion's own windows say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pipelines.contracts import Instant, Value
 
@@ -43,9 +44,11 @@ class Mirrored(Value):
 class Seen(Value):
     """One window of a rollout, complete: a repeated look at it gives the same.
 
-    ``weight`` is the share of keys (of 10,000) that met the challenger. ``losses`` are the challenger's minus the
-    champion's loss on the labelled rows that both answered; ``champion_losses`` and ``challenger_losses`` those of the
-    rows that each arm answered alone. All in the order in which the labels arrived.
+    ``weight`` is the share of keys (of 10,000) that met the challenger; in a soak it is 10,000, and all is the
+    challenger's. ``losses`` are the challenger's minus the champion's loss on the labelled rows that both answered;
+    ``champion_losses`` and ``challenger_losses`` those of the rows that each arm answered alone (losses.row_losses).
+    All in the order in which the labels arrived, each label once and mature: while those of one kind are known earlier,
+    what is known is not what will be.
     """
 
     begin: Instant
@@ -74,7 +77,7 @@ class Answer(Value):
     ``e_value`` is the weighted sum of the signals', held against 1 / alpha; ``reason`` is for people.
     """
 
-    verdict: str
+    verdict: Literal["pass", "fail", "hold"]
     reason: str
     e_value: float
     windows: int
