@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import polars as pl
@@ -25,6 +25,9 @@ from pipelines.params import LABEL
 from pipelines.segments import Kind
 from pipelines.settings import Settings
 
+LEAST = 20
+"""Units of a look, at least: a look of two would compare hardly anything."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLING = timedelta(minutes=1)
 """So long after the weight has moved nobody becomes a unit: gateways follow the ledger within seconds."""
 SKEW = timedelta(minutes=1)
@@ -91,6 +94,52 @@ def read(settings: Settings, case: str, asked: Asked, until: datetime) -> pl.Dat
     value = pl.col("value") if asked.outcome == LABEL else pl.col("value").fill_null(0.0)
     found = found.with_columns(value=pl.when(pl.col("matured") <= until).then(value))
     return found.sort("matured", "unit").select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+
+
+class Moments(NamedTuple):
+    """Units of one arm, the sum of their values and of their squares."""
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+
+class Look(NamedTuple):
+    """What became mature until ``at`` since the look before, of the units of one stretch."""
+
+    at: datetime
+    champion: Moments = Moments()
+    challenger: Moments = Moments()
+
+
+def looks(found: pl.DataFrame, every: timedelta, until: datetime, least: int = LEAST) -> list[Look]:
+    """What :func:`read` gave as looks, oldest first: whole spans of ``every`` that ended by ``until``.
+
+    Spans are joined until at least ``least`` units with a value became mature in them, which says nothing of their
+    values; the last ones wait for more. Units of several stretches are looks of their own, as an arm's share of the
+    units is another one in each.
+    """
+    width = round(every / timedelta(microseconds=1))
+    place = pl.col("matured").dt.epoch("us") // width
+    value = pl.col("value")
+    sums = (
+        found.drop_nulls("value")
+        .group_by(place.alias("place"), "stretch", "arm")
+        .agg(pl.len().alias("n"), value.sum().alias("total"), (value * value).sum().alias("squares"))
+        .filter((pl.col("place") + 1) * width <= round((until - _EPOCH) / timedelta(microseconds=1)))
+        .sort("place", "stretch", "arm")
+    )
+    told: list[Look] = []
+    gathered: dict[int, dict[str, Moments]] = {}
+    for (at,), span in sums.group_by("place", maintain_order=True):
+        for stretch, arm, *more in span.select("stretch", "arm", "n", "total", "squares").iter_rows():
+            own = gathered.setdefault(stretch, {})
+            own[arm] = Moments(*(old + new for old, new in zip(own.get(arm, Moments()), more, strict=True)))
+        if sum(one.n for arms in gathered.values() for one in arms.values()) >= least:
+            end = _EPOCH + timedelta(microseconds=(int(str(at)) + 1) * width)
+            told += [Look(end, **arms) for _, arms in sorted(gathered.items())]
+            gathered = {}
+    return told
 
 
 def _folded(fold: Fold) -> pl.Expr:
