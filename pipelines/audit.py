@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import ledger, storage
-from pipelines.contracts import Finding, Manifest, Release
+from pipelines.contracts import CHANGES, Finding, Manifest, Release
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings
 from pipelines.storage import MANIFEST, digest
@@ -104,6 +104,8 @@ def _releases(case: str, rows: Iterable[Rows], verdicts: Mapping[str, Any]) -> I
             )
         elif release.action == "promote" and verdict.get("decision") != "promote":
             yield wrong(column="row", problem=f"promotes a candidate whose verdict is {verdict.get('decision')}")
+        if (wrongly := _rollout(known[-1] if known else None, release, verdicts)) is not None:
+            yield wrong(column="row", problem=wrongly)
         own = ("champion", "candidate_key", "bundle", "verdict_hash")
         if release.action == "rollback" and not any(
             all(getattr(one, name) == getattr(release, name) for name in own) for one in known
@@ -112,6 +114,23 @@ def _releases(case: str, rows: Iterable[Rows], verdicts: Mapping[str, Any]) -> I
                 column="row", problem=f"goes back to version {release.champion}, which no earlier release let serve so"
             )
         known.append(release)
+
+
+def _rollout(before: Release | None, release: Release, verdicts: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row about a rollout, seen from the row before it."""
+    serves = (release.champion, release.candidate_key, release.bundle, release.verdict_hash)
+    if release.action not in CHANGES:
+        if before is None or serves != (before.champion, before.candidate_key, before.bundle, before.verdict_hash):
+            return f"is a row of a rollout ({release.action}) and lets another version serve"
+        if release.action == "open":
+            cited = verdicts.get((release.trial.verdict_hash if release.trial else None) or "")
+            if cited is None or cited.get("decision") != "promote":
+                return f"lets version {release.challenger} on trial without a verdict that promotes it"
+        elif release.challenger is not None:
+            kept = (before.challenger, before.salt)
+            if (release.challenger, release.salt) != kept or release.weight < before.weight:
+                return "moves a rollout to another version, other keys or a lower share than the row before it"
+    return None
 
 
 def _drift(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
@@ -167,7 +186,7 @@ def _runs(
 ) -> Iterator[Finding]:
     """Whether the ledger has what the runs say that they entered."""
     verdicts = {row["gate_key"]: row["hash"] for row in rows["verdicts"]}
-    releases = {row["seq"]: _champion(row) for row in rows["releases"]}
+    releases = {row["seq"]: _versions(row) for row in rows["releases"]}
     episodes = {row["episode"] for row in rows["drift_episodes"]}
     for path, manifest in manifests:
         wrong = partial(Finding, case=case, table="artefacts", row=str(path))
@@ -186,37 +205,35 @@ def _runs(
         if (
             manifest.step == "rollout"
             and facts.get("seq") is not None
-            and releases.get(facts["seq"]) != facts.get("version")
+            and facts.get("version") not in releases.get(facts["seq"], ())
         ):
             yield wrong(
                 problem=(
                     f"released version {facts.get('version')} as release {facts['seq']}; "
-                    f"the ledger has {releases.get(facts['seq'], 'no such row')}"
+                    f"the ledger has {next(iter(releases.get(facts['seq'], ())), 'no such row')}"
                 )
             )
         if manifest.step == "drift" and facts.get("episode") is not None and facts["episode"] not in episodes:
             yield wrong(problem=f"found the episode {facts['episode']}, which the ledger does not have")
 
 
-def _champion(row: Rows) -> Any:
+def _versions(row: Rows) -> tuple[Any, ...]:
+    """The champion of a row, and who is on trial beside it."""
     try:
-        return json.loads(row["row"])["champion"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
+        said = json.loads(row["row"])
+        return said["champion"], *([said["challenger"]] if said.get("challenger") is not None else [])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return ()
 
 
 def _bundles(settings: Settings, case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:
-    """Whether each released version's folder holds the files that it was judged with.
+    """Whether the folder of each version that was released, or on trial, holds the files that it was judged with.
 
     They were judged by the gate run that its verdict is from.
     """
     gates = {(row["hash"], row["gate_key"]) for row in rows["verdicts"]}
     seen = set[tuple[str, str]]()
-    for row in rows["releases"]:
-        try:
-            release = ledger.read_release(row)
-        except PerennialError:
-            continue  # said above
+    for release in _served(rows["releases"]):
         if (release.bundle, release.candidate_key) in seen:
             continue
         seen.add((release.bundle, release.candidate_key))
@@ -240,3 +257,15 @@ def _bundles(settings: Settings, case: str, rows: Mapping[str, Iterable[Rows]]) 
                 )
         except (PerennialError, OSError, KeyError) as error:
             yield wrong(problem=str(error))
+
+
+def _served(rows: Iterable[Rows]) -> Iterator[Release]:
+    """The releases of the rows that can be read (what is wrong with the others is said), and those on trial."""
+    for row in rows:
+        try:
+            release = ledger.read_release(row)
+        except PerennialError:
+            continue
+        yield release
+        if release.contender is not None:
+            yield release.contender

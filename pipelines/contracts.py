@@ -44,7 +44,7 @@ AlertRule = Literal[
     "sink_broken",
 ]
 """What a drift run tells a person of; each has its section in docs/runbooks.md, and so have those of ``RunRule``."""
-RunRule = Literal["run_late", "run_failed", "case_gone", "alias_moved"]
+RunRule = Literal["run_late", "run_failed", "case_gone", "alias_moved", "rollout_aborted", "rollout_stuck"]
 """What people are told beside the alerts: of a run of the scheduler itself, a case's folder, an alias (alerts/runs.py).
 """
 
@@ -329,6 +329,11 @@ class Release(Value):
     hash: str
 
     @property
+    def trained(self) -> datetime:
+        """The clock of the run that made the champion, of a row by which it came to serve."""
+        return self.as_of if self.action != "promote" or self.trial is None else self.trial.as_of
+
+    @property
     def contender(self) -> Release | None:
         """The row as if the challenger served: its version, artefact and verdict; None: none is on trial."""
         if self.challenger is None or self.trial is None:
@@ -409,7 +414,8 @@ class PredictionLine(TypedDict):
     ``prediction`` and ``score`` are that number. Imported rows are of version ``ELSEWHERE``; they have neither where
     nobody answered them. ``traceparent`` is that of the request (W3C Trace Context), if it had one. ``outcome`` is
     ``default`` where the case's declared default was answered (``serving.default``): no model gave what stands
-    there, the version is ``ELSEWHERE``, and whoever reads the log sees a row that nobody answered.
+    there, the version is ``ELSEWHERE``, and whoever reads the log sees a row that nobody answered. ``arm`` is the row's
+    while a rollout is under way; the ``version`` is another one than the arm's where something stood in.
     """
 
     prediction_id: str
@@ -431,8 +437,9 @@ class TrafficLine(TypedDict):
 
     There are lines while a rollout is under way, of each ``arm`` and the ``version`` that it leads to; of ``shadow``
     the rows that were mirrored. ``outcomes`` counts rows: ``ok``, ``fallback`` (another version or a default stood in),
-    ``error`` and ``timeout`` (no answer), ``refused`` (not as declared), and in shadow ``dropped``. ``latency`` counts
-    requests by their milliseconds, ``scores`` rows by their scores, both by the bins of arms.py (as keys of JSON).
+    ``error`` and ``timeout`` (no answer), ``refused`` (not as declared), ``late`` (turned away, or answered by another
+    one, as more waited than could be answered in time: no version's fault), and in shadow ``dropped``. ``latency``
+    counts requests by their milliseconds, ``scores`` rows by their scores, both by the bins of arms.py (keys of JSON).
     """
 
     begin: str

@@ -107,7 +107,7 @@ def _trained(url: str, case: str, version: int | None) -> datetime | None:
     """When a version was released first: the ``as_of`` of its training."""
     for release in ledger.releases(url, case):
         if release.champion == version and release.action != "rollback":
-            return release.as_of
+            return release.trained
     return None
 
 

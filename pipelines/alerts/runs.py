@@ -1,4 +1,4 @@
-"""A run of the scheduler that has failed, or is not over in time, a case whose folder is gone, an alias that was moved.
+"""What is told past the drift runs: runs that failed or are late, cases that are gone, aliases moved, rollouts ended.
 
 Told at once, past the ledger, which may be what the run waits for, and where a case without a folder has no runs. Of an
 alias people are told once, by claims in the ledger.
@@ -59,6 +59,22 @@ def moved(
         "it follows the ledger again, and nothing else serves"
     )
     return _notice(params, runbooks, "alias_moved", "MLflow", str(number), at, summary)
+
+
+def rollout_aborted(params: Params, runbooks: str, row: Release) -> Notice:
+    """The notice that the guard took a version back, by this row."""
+    was = "in its soak" if row.action == "rollback" else "on trial"
+    summary = f"the guard took back a version {was}: {row.reason}; version {row.champion} answers everybody"
+    return _notice(params, runbooks, "rollout_aborted", "rollout", str(row.seq), row.recorded_at, summary)
+
+
+def rollout_stuck(params: Params, runbooks: str, head: Release, why: str, at: datetime) -> Notice:
+    """The notice that the stage that ``head`` began lasts far longer than it has to, and ``why``."""
+    assert head.trial is not None
+    version = head.champion if head.challenger is None else head.challenger
+    since = f"{head.trial.since:%Y-%m-%d %H:%M} UTC"
+    summary = f"the rollout of version {version} is in its stage {head.stage} since {since}: {why}"
+    return _notice(params, runbooks, "rollout_stuck", "rollout", f"{head.trial.since:%Y%m%dT%H%M%SZ}", at, summary)
 
 
 def _notice(

@@ -1,7 +1,7 @@
 """The handshake with Triton: a version serves only after a real inference equalled ONNX Runtime.
 
-Kept in the repository and loaded are the ledger's champion, the release that a rollback would return to,
-and the one that served just before (gateways follow the ledger within seconds and may still ask for it).
+Kept in the repository and loaded are the ledger's champion, the challenger of a rollout, the release that a rollback
+would return to, and what served just before (gateways follow the ledger within seconds and may still ask for it).
 A failure anywhere leaves the kept versions as they were.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import ledger, runtime, storage
-from pipelines.contracts import Release
+from pipelines.contracts import CHANGES, Release
 from pipelines.deploy import repository, triton
 from pipelines.encoding import encoder
 from pipelines.errors import Crowded, IntegrityError, PerennialError, Unavailable
@@ -36,34 +36,46 @@ log = logging.getLogger(__name__)
 
 
 def kept(settings: Settings, case: str) -> dict[int, Release]:
-    """The releases whose versions stay loaded, by version, the champion first."""
-    history = ledger.releases(settings.ledger, case)
+    """The releases whose versions stay loaded, by version, the champion first.
+
+    A challenger's is its row as if it served; one that was taken back is among them until the next row.
+    """
+    rows = ledger.chain(settings.ledger, case)
+    history = [row for row in rows if row.action in CHANGES]
     below = ledger.previous_release(settings.ledger, case)
+    tried = [row.contender for row in reversed(rows[-2:])]
     versions: dict[int, Release] = {}
-    for release in (*history[-1:], below, *history[-2:-1]):
+    for release in (*history[-1:], *tried[:1], below, *history[-2:-1], *tried[1:]):
         if release is not None:
             versions.setdefault(release.champion, release)
     return versions
 
 
+Settled = Literal["promoted", "already_released", "stale", "opened", "aborted"]
+
+
 def settled(
     history: Sequence[Release], candidate_key: str, version: int, champion: int | None, as_of: datetime
-) -> tuple[Literal["promoted", "already_released", "stale"], Release | None] | None:
-    """What became of a candidate that was judged against ``champion`` at ``as_of``, and its release; None: nothing yet.
+) -> tuple[Settled, Release | None] | None:
+    """What became of a candidate that was judged against ``champion`` at ``as_of``, and its row; None: nothing yet.
 
-    ``history`` are the case's releases, oldest first. A candidate that was rolled back does not come back by running
-    again, and one does not take the place of another champion than the one that it was judged against.
+    ``history`` are all rows of the case, oldest first. A candidate that was rolled back, or whose rollout ended
+    otherwise than by its release (``aborted``), does not come back by running again, and one does not take the place of
+    another champion than the one that it was judged against. ``opened``: its rollout is under way.
     """
-    newest = None
-    if history:
-        newest = history[-1]
-    earlier = [release for release in history if release.candidate_key == candidate_key]
+    newest = next((row for row in reversed(history) if row.action in CHANGES), None)
+    earlier = [row for row in history if row.action in CHANGES and row.candidate_key == candidate_key]
     if earlier:
         mine = earlier[-1]
         # A try that died after the ledger's row finds its own release still serving: that is its promotion.
         if mine is newest and mine.action == "promote" and mine.champion == version:
             return "promoted", mine
         return "already_released", mine
+    tried = [row for row in history if row.trial is not None and row.trial.candidate_key == candidate_key]
+    if tried:
+        if tried[-1] is history[-1] and tried[-1].challenger is not None:
+            return "opened", tried[-1]
+        return "aborted", tried[0]
     if newest is None and champion is None:
         return None
     if newest is None or newest.champion != champion or as_of < newest.as_of:
@@ -218,6 +230,8 @@ def promote(
     bundle: Path,
     append: Callable[[], Release],
     serving: ServingParams = DEFAULT_SERVING,
+    *,
+    revive: bool = False,
 ) -> Release:
     """Offer a candidate, then ``append`` its release; call while :func:`repository.alone`.
 
@@ -225,7 +239,7 @@ def promote(
     """
     before = list(kept(settings, fields.case))
     try:
-        offer(settings, fields, version, bundle, serving=serving)
+        offer(settings, fields, version, bundle, serving=serving, revive=revive)
         release = append()
     except BaseException:
         _withdraw(settings, fields, before, serving)

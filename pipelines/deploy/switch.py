@@ -33,10 +33,10 @@ def append(
     actor: str,
     as_of: datetime | None,
 ) -> Release:
-    """Let ``target`` (``TARGET``'s names) serve after ``head``; call while :func:`repository.alone`.
+    """Let ``target`` (``TARGET``'s names) serve after ``head``, the newest row; call while :func:`repository.alone`.
 
-    Raises ConflictError if ``head`` is the newest release no more, Unavailable if Triton is down, IntegrityError if the
-    version's files are not those that were judged.
+    A rollout that is under way is over then. Raises ConflictError if ``head`` is the newest row no more, Unavailable if
+    Triton is down, IntegrityError if the version's files are not those that were judged.
     """
     folder = storage.find(settings.root / target["bundle"], target["candidate_key"], verify=False)  # offering checks it
     rollout.offer(settings, fields, target["champion"], folder, serving=params.serving, revive=True)

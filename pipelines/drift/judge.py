@@ -154,13 +154,18 @@ def outcome(
 ) -> Outcome:
     """What became of the retraining that was asked for last, seen from before ``as_of``.
 
-    ``verdicts`` are the times of the ledger's.
+    ``releases`` are all rows of the case, those of rollouts too, ``verdicts`` the times of the ledger's. A candidate
+    that is on trial has not been decided on yet.
     """
     if before is None or before.retrained_at is None:
         return "none"
     asked = before.retrained_at
-    if any(release.action == "promote" and asked <= release.as_of < as_of for release in releases):
+    releases = [release for release in releases if release.as_of < as_of]
+    if any(release.action == "promote" and asked <= release.as_of for release in releases):
         return "promoted"
+    tried = releases[-1] if releases else None
+    if tried is not None and tried.challenger is not None and tried.trial is not None and tried.trial.as_of >= asked:
+        return "pending"
     return "kept" if any(asked <= moment < as_of for moment in verdicts) else "pending"
 
 

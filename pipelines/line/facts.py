@@ -153,15 +153,21 @@ class RegisterFacts(Facts):
     mlflow_run: str = ""
 
 
-Outcome = Literal["promoted", "kept", "already_released", "stale"]
+Outcome = Literal["promoted", "kept", "already_released", "stale", "opened", "waits", "aborted"]
 
 
 class RolloutFacts(Facts):
-    """What became of the candidate; ``seq`` is its release, None if there is none."""
+    """What became of the candidate; ``seq`` is its release or its row in a rollout, None if there is none."""
 
     outcome: Outcome
     version: int
     seq: int | None
+    candidate: str = ""
+    """The key of a candidate whose rollout others move on."""
+
+    def asks(self, as_of: str, folder: str) -> dict[str, Any]:  # noqa: ARG002 - the run's clock says all
+        """A run that moves the candidate's rollout, where there is one."""
+        return {"as_of": as_of, "candidate": self.candidate} if self.candidate else {}
 
 
 class ProfileFacts(Facts):

@@ -99,7 +99,7 @@ REGISTER = Step(
 ROLLOUT = Step(
     name="rollout",
     version=2,
-    about="let a promoted candidate serve, by the handshake with Triton and one compare-and-swap in the ledger.",
+    about="let a promoted candidate serve, at once, or begin its rollout in stages.",
     facts=facts.RolloutFacts,
     reads=(EXPORT, GATE, REGISTER),
     looks_at=(DATASET, EVALUATE),
@@ -107,6 +107,12 @@ ROLLOUT = Step(
     uses="model",
     makes="release",
     buttons=("Grafana",),
+    event="trial",
+)
+TICK = Action(
+    name="tick",
+    about="move a case's rollout on by what its traffic says: at most one row of the ledger.",
+    takes=("as_of",),
 )
 RECONCILE = Action(
     name="reconcile",
@@ -181,7 +187,7 @@ TELLING = (ALERT, REPORT)
 """The tasks of a drift run that tell people: they follow DRIFT, and nothing of the loop follows them."""
 BY_HAND = (ROLLBACK, RELEASE)
 """What only people order."""
-ALL: tuple[Step | Action, ...] = (*TRAINING[:-1], *WATCHING, *TELLING, RECONCILE, *BY_HAND)
+ALL: tuple[Step | Action, ...] = (*TRAINING[:-1], *WATCHING, *TELLING, TICK, RECONCILE, *BY_HAND)
 """Every step and action, in the order of the line."""
 BY_NAME = {step.name: step for step in ALL}
 STEPS = tuple(step for step in ALL if isinstance(step, Step))

@@ -1,4 +1,4 @@
-"""MLflow's aliases follow the ledger: ``champion``, ``previous``, and ``challenger`` for a candidate still undecided.
+"""MLflow's aliases follow the ledger: ``champion``, ``previous``, and ``challenger`` on trial or undecided.
 
 MLflow's alias call has no compare-and-set (the last writer wins), so nobody reads aliases to decide;
 projecting them again repairs them. What we set last stands in a tag of the registered model: where an alias says
@@ -55,9 +55,9 @@ class _Known:
 def project(settings: Settings, case: str) -> list[str]:
     """Set, move and delete the aliases of a case until they say what the ledger says; returns what was changed.
 
-    ``previous`` is the version a rollback returns to; ``challenger`` is the newest candidate if its verdict
-    is inconclusive. A retired case has none. Raises Unavailable if MLflow is down, IntegrityError if it lacks a
-    version.
+    ``previous`` is the version a rollback returns to; ``challenger`` is the version on trial in a rollout, else the
+    newest candidate if its verdict is inconclusive. A retired case has none. Raises Unavailable if MLflow is down,
+    IntegrityError if it lacks a version.
     """
     with connect(settings) as client:
         wanted = _wanted(settings, client, case)
@@ -108,12 +108,12 @@ def _wanted(settings: Settings, client: MlflowClient, case: str) -> Versions:
         return wanted
     head = ledger.head(settings.ledger, case)
     if head is not None:
-        wanted["champion"] = head.champion
+        wanted["champion"], wanted["challenger"] = head.champion, head.challenger
     below = ledger.previous_release(settings.ledger, case)
     if below is not None:
         wanted["previous"] = below.champion
     verdicts = ledger.verdicts(settings.ledger, case)
-    if verdicts and verdicts[-1]["verdict"]["decision"] == "inconclusive":
+    if wanted["challenger"] is None and verdicts and verdicts[-1]["verdict"]["decision"] == "inconclusive":
         found = client.search_model_versions(f"name='{case}' and tags.`{KEY}`='{verdicts[-1]['gate_key']}'")
         if found:
             wanted["challenger"] = int(found[0].version)

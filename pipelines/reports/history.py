@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines import ledger
+from pipelines.arms import WHOLE
+from pipelines.contracts import CHANGES, Release
 from pipelines.moments import parse_utc as moment
 from pipelines.settings import Settings
 
@@ -17,23 +19,33 @@ COLUMNS = ("seq", "when", "version", "action", "trigger", "who", "why", "verdict
 
 
 def releases(settings: Settings, case: str) -> list[dict[str, Any]]:
-    """All releases, oldest first, each with the ``verdict`` it rests on (None if the ledger has none)."""
+    """All releases and the rows of rollouts, oldest first, each with the ``verdict`` it rests on (None: there is none).
+
+    Of a row that moves a rollout it is the one on its challenger.
+    """
     verdicts = {row["hash"]: row["verdict"] for row in ledger.verdicts(settings.ledger, case)}
     return [
-        release.model_dump(mode="json") | {"verdict": verdicts.get(release.verdict_hash or "")}
-        for release in ledger.releases(settings.ledger, case)
+        row.model_dump(mode="json") | {"verdict": verdicts.get(_cited(row) or "")}
+        for row in ledger.chain(settings.ledger, case)
     ]
+
+
+def _cited(row: Release) -> str | None:
+    """The hash of the verdict that a row rests on."""
+    if row.trial is not None and row.action not in CHANGES:
+        return row.trial.verdict_hash
+    return row.verdict_hash
 
 
 def verdicts(settings: Settings, case: str) -> list[dict[str, Any]]:
     """All verdicts in order of time: ``{as_of, trigger, decision, rule, reason, rows_needed, hash, recorded_at, seq}``.
 
-    ``seq`` is the first release that rests on the verdict; None: rejected, inconclusive, or promoted too late to be
-    released.
+    ``seq`` is the first release, or row of a rollout, that rests on the verdict; None: rejected, inconclusive, or
+    promoted too late to be released.
     """
     released: dict[str | None, int] = {}
-    for release in ledger.releases(settings.ledger, case):
-        released.setdefault(release.verdict_hash, release.seq)
+    for row in ledger.chain(settings.ledger, case):
+        released.setdefault(_cited(row), row.seq)
     return [
         {
             **{name: row[name] for name in ("as_of", "trigger", "hash", "recorded_at")},
@@ -66,7 +78,7 @@ def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]]
             cells = [
                 row["seq"],
                 when,
-                f"v{row['champion']}",
+                _version(row),
                 row["action"],
                 row["trigger"],
                 row["actor"],
@@ -88,6 +100,17 @@ def table(case: str, history: list[dict[str, Any]], judged: list[dict[str, Any]]
     return drawn
 
 
+def _version(row: dict[str, Any]) -> str:
+    """The version that serves, and beside it the one on trial with its share of the keys."""
+    found = f"v{row['champion']}"
+    if row.get("challenger") is not None:
+        share = "shadow" if row["stage"] == "shadow" else f"{row['weight'] / WHOLE:.0%}"
+        found += f" + v{row['challenger']} {share}"
+    elif row.get("stage") == "soak":
+        found += " soak"
+    return found
+
+
 def standing(retirements: list[dict[str, Any]]) -> str:
     """When a case was retired and taken back, oldest first, a line each; "" if it never was."""
     return "\n".join(
@@ -102,4 +125,5 @@ def summary(row: dict[str, Any]) -> str:
     verdict = row["verdict"]
     if verdict is None:
         return "-"
-    return f"{verdict['rule']} ({row['verdict_hash'][:8]})"
+    cited = row["verdict_hash"] if row["action"] in CHANGES else row["trial"]["verdict_hash"]
+    return f"{verdict['rule']} ({cited[:8]})"

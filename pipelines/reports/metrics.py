@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import get_args
 
 from pipelines import case_files, ledger
-from pipelines.contracts import EpisodeTrigger, Release, Severity
+from pipelines.arms import WHOLE
+from pipelines.contracts import EpisodeTrigger, Release, Severity, Stage
 from pipelines.drift_report import JUDGED, DriftReport, HeldBy, State, read_report
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
@@ -59,7 +60,9 @@ SERIES = {
     "champion_version": "the version that serves",
     "champion_trained_timestamp_seconds": "as_of of the champion's training",
     "champion_age_days": "from the champion's training to the end of the newest window",
-    "rollout_stage": "1 for the stage that the newest release is in",
+    "rollout_stage": "1 for the stage that the newest row of the releases is in",
+    "rollout_weight": "share of keys that a rollout's challenger answers; 0 where none is under way",
+    "rollout_version": "the version that a rollout is about, also in its soak; 0: none is under way",
     "releases": "releases so far",
     "trainings": "verdicts so far, by what asked for the training",
     "training_cost": (
@@ -73,7 +76,7 @@ SERIES = {
 }
 """Every series by its name behind the prefix; all are gauges with the label ``case``."""
 STATES = JUDGED
-STAGES = ("shadow", "canary", "full")
+STAGES = get_args(Stage)
 COSTS = ("cpu_hours", "gpu_hours", "wall_hours", "money")
 DRIFT_SEVERITIES = ("info", "warn", "severe")
 BOUNDS = ("value", "low", "high")
@@ -139,7 +142,7 @@ def samples(settings: Settings, params: Params) -> Iterator[Sample]:
         yield from _headroom(report)
         yield from _performance(params, report)
     trained = [
-        release.as_of
+        release.trained
         for release in releases
         if release.champion == releases[-1].champion and release.action != "rollback"
     ]
@@ -187,8 +190,12 @@ def _declared(params: Params) -> Iterator[Sample]:
 def _loop(settings: Settings, params: Params, releases: Sequence[Release]) -> Iterator[Sample]:
     if releases:
         yield "champion_version", {}, releases[-1].champion
+        head = ledger.head(settings.ledger, params.case) or releases[-1]
         for stage in STAGES:
-            yield "rollout_stage", {"stage": stage}, stage == releases[-1].stage
+            yield "rollout_stage", {"stage": stage}, stage == head.stage
+        version = head.champion if head.stage == "soak" else head.challenger
+        yield "rollout_version", {}, version or 0
+        yield "rollout_weight", {}, head.weight / WHOLE if version else 0.0
     for action, count in Counter(release.action for release in releases).items():
         yield "releases", {"action": action}, count
     judged = ledger.verdicts(settings.ledger, params.case)

@@ -106,7 +106,7 @@ def _judge(asked: Asked, settings: Settings) -> Judged:
         lines = prediction_log.read_label_lines(
             settings, case, span.end, since=span.start, within=marks["now"], marks=marks
         )
-        judged = judge.judge(asked, reading, spec, rows, lines, ledger.releases(url, case), ledger.verdicts(url, case))
+        judged = judge.judge(asked, reading, spec, rows, lines, ledger.chain(url, case), ledger.verdicts(url, case))
         if judged.fresh is None or keep(url, case, reading.past, judged.fresh, judged.evidence):
             return judged
     raise Overtaken(

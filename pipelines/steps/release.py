@@ -9,7 +9,7 @@ from typing import Any
 from pipelines import ledger, objects, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Switch
-from pipelines.deploy import repository, switch
+from pipelines.deploy import repository, stages, switch
 from pipelines.errors import ConfigError, ConflictError, IntegrityError
 from pipelines.params import Params
 from pipelines.registry import aliases
@@ -31,9 +31,10 @@ def run(
 ) -> Switch:
     """Append a release of ``version`` once it answers in Triton; says what serves now.
 
-    If it serves already, nothing changes. Known is a version that was released before, or that a training run
-    registered. It needs the verdict ``promote``, as it stands in the ledger; ``despite_verdict`` releases one that was
-    turned away, and the row says who did so and why. Its files must be those that were judged.
+    If it serves already, nothing changes. A rollout that is under way is over then. Known is a version that was
+    released before, or that a training run registered. It needs the verdict ``promote``, as it stands in the ledger;
+    ``despite_verdict`` releases one that was turned away, and the row says who did so and why. Its files must be those
+    that were judged.
 
     Raises ConfigError without a reason, for an unknown version or before the first release, ConflictError if the
     case is retired, the verdict says no or somebody else was first, IntegrityError if the verdict or a file is not
@@ -50,7 +51,8 @@ def run(
                 f"{case} has no release yet: run the training line first, its gate decides on the first champion"
             )
         if head.champion == version:
-            log.warning("%s: nothing was changed: %s", case, switch.told(head))
+            more = f"; {stages.told(head)}: `rollout abort` ends that" if head.challenger is not None else ""
+            log.warning("%s: nothing was changed: %s%s", case, switch.told(head), more)
             return Switch(case=case, serves=version, was=version, changed=False, release=head)
         target = _released(settings, case, version) or _registered(settings, case, version)
         verdict = (

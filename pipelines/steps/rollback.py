@@ -32,7 +32,8 @@ def run(
     by how many at once, it is taken back once. Without it, it is the version that was promoted or released last; if
     that was taken back already, the same order again (reason and actor) changes nothing, and another one is refused:
     two people who mean the same version, or a click too many, must not go two back. To go further back, name the
-    version.
+    version. A rollout that is under way is over then, and its candidate does not come back; to end it and keep the
+    champion, abort it.
 
     Raises ConfigError without a reason or a release, ConflictError if the case is retired, if the version that serves
     is another one, if there is nothing to go back to or somebody else was first, Unavailable if Triton is down.
@@ -45,7 +46,8 @@ def run(
         history = ledger.releases(settings.ledger, case)
         if not history:
             raise ConfigError(f"{case} has no release yet, there is nothing to roll back: run the training line first")
-        head = history[-1]
+        head, newest = history[-1], ledger.head(settings.ledger, case)
+        assert newest is not None
         if _carried_out(history, from_version, reason, actor):
             log.warning(
                 "%s: nothing was changed: %s. To go further back: --from-version %d",
@@ -70,7 +72,7 @@ def run(
         target = below.model_dump(include=switch.TARGET)
         fields = load_fields(case)
         release = switch.append(
-            params, settings, fields, head, "rollback", target, reason=reason, actor=actor, as_of=as_of
+            params, settings, fields, newest, "rollback", target, reason=reason, actor=actor, as_of=as_of
         )
         storage.failpoint("rollback", "appended")
         switch.follow(params, settings, fields, aliases.project, f"{case} is rolled back")

@@ -110,6 +110,17 @@ def open_case(
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
     newest = asked(settings.log_request(fields.case))
-    predicted, labelled, refused, figured = (logs[kind] for kind in EVERY)
-    written = predicted, labelled, refused, figured
-    return Case(fields, times, serving, rows, labels, figures, *written, index, asked=newest)
+    return Case(
+        fields,
+        times,
+        serving,
+        rows,
+        labels,
+        figures,
+        logs["predictions"],
+        logs["labels"],
+        logs["refusals"],
+        logs["figures"],
+        index,
+        asked=newest,
+    )

@@ -1,0 +1,278 @@
+"""tick: move a case's rollout on by what its traffic says: at most one row of the ledger, however often it is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+import polars as pl
+
+from pipelines import ledger, storage
+from pipelines.alerts import runs
+from pipelines.cases import load_fields
+from pipelines.contracts import Arm, Order, Release, Value
+from pipelines.data import traffic
+from pipelines.deploy import moves, repository, rollout, stages
+from pipelines.deploy.stages import Said
+from pipelines.drift import reference
+from pipelines.drift.profile import counts
+from pipelines.errors import ConflictError
+from pipelines.fields import Fields
+from pipelines.guard import losses, windows
+from pipelines.guard.decide import LOG_LOSS, decide
+from pipelines.guard.evidence import Answer
+from pipelines.guard.windows import Loss
+from pipelines.line import runner
+from pipelines.line.candidate import promoted
+from pipelines.line.facts import DatasetFacts
+from pipelines.line.order import ROLLOUT
+from pipelines.line.step import Run
+from pipelines.params import GateParams, GuardParams, Params
+from pipelines.provenance import wall_time
+from pipelines.registry import aliases
+from pipelines.settings import Settings
+
+FAILPOINTS = ("judged", "appended", "projected", "told")
+"""Evidence judged, row in the ledger, aliases set, people told."""
+CLOCK, GUARD = "rollout", "guard"
+"""Who moves a rollout where no person does: its clock, and the guard where it takes a version back."""
+Judge = Callable[..., Answer]
+"""What decides, as :func:`decide` does."""
+Outcome = Literal["none", "waits", "holds", "moved", "opened", "overtaken"]
+log = logging.getLogger(__name__)
+
+
+class Tick(Value):
+    """What a tick came to; ``over``: no further one is needed for the candidate, or the case if none was named.
+
+    ``row`` is the newest row of the case's releases, ``action`` says what it did if this tick wrote it.
+    """
+
+    case: str
+    outcome: Outcome
+    over: bool
+    reason: str
+    row: int = 0
+    action: str = ""
+
+
+def run(
+    params: Params,
+    settings: Settings,
+    *,
+    as_of: datetime | None = None,
+    now: datetime | None = None,
+    judge: Judge = decide,
+) -> Tick:
+    """Look at the rollout that is under way and write at most one row: its next stage, its end, or nothing yet.
+
+    ``as_of`` names the training run whose candidate this is about: it is opened when its turn has come. Idempotent: the
+    ledger's newest row is all that is known of a rollout, a tick that dies is repeated by the next one, and of two at
+    once one writes. ``now`` is the wall clock, ``judge`` the guard. Raises Unavailable if Triton does not answer as a
+    version should get more traffic, or the ledger is away: nothing was written then.
+    """
+    case, url, now = params.case, settings.ledger, now or wall_time()
+    if (gone := ledger.retirement(url, case)) is not None:
+        return Tick(case=case, outcome="none", over=True, reason=str(gone))
+    head = ledger.head(url, case)
+    if head is None:
+        return Tick(case=case, outcome="none", over=True, reason=f"{case} has no release yet")
+    outcome, reason = "none", stages.told(head)
+    if stages.underway(head):
+        outcome, reason = _moved(params, settings, head, now, judge)
+    elif as_of is not None:
+        outcome, reason = _opened(params, settings, as_of, now)
+    newest = ledger.head(url, case) or head
+    over = _told(params, settings, newest) and not stages.underway(newest)
+    if as_of is not None:
+        over, why = _over(params, settings, as_of, newest, over)
+        reason = f"{reason}; {why}" if why else reason
+    action = newest.action if newest.seq != head.seq and outcome in {"moved", "opened"} else ""
+    return Tick(case=case, outcome=outcome, over=over, reason=reason, row=newest.seq, action=action)
+
+
+# --- the rollout that is under way --------------------------------------------------------------------
+
+
+def _moved(params: Params, settings: Settings, head: Release, now: datetime, judge: Judge) -> tuple[Outcome, str]:
+    """Judge the newest row's rollout, and write the row that follows from it."""
+    assert head.trial is not None
+    fields, plan = load_fields(params.case), stages.plan_of(head.trial)
+    assert plan.guard is not None  # a rollout in stages has one
+    of = _of(ledger.chain(settings.ledger, params.case), head, plan.guard)
+    lines = traffic.read(settings, params.case, of.opened, now)
+    pairs = traffic.pairs(settings, params.case, of.opened, now)
+    cap = _cap(settings, params, of)
+    lost = _losses(params, settings, of, pairs, cap, now) if plan.guard.loss is not None else []
+    seen = windows.seen(of, lines, pairs, lost, now, number=fields.number is not None)
+    answer = judge(seen, plan.guard, slo=params.serving.slo, bound=_bound(params, cap))
+    said = moves.said(params, head, actor=CLOCK, reason=answer.reason, now=now).model_copy(
+        update={"evidence": answer.model_dump(mode="json"), "evidence_hash": storage.digest(list(seen))}
+    )
+    answered = windows.answered_since(of, lines, pairs, head.trial.since)
+    storage.failpoint("tick", "judged")
+    order, why = _next(settings, head, answer, said, answered)
+    if order is None:
+        if stages.stuck(head, now):
+            runs.tell_once(params, settings, runs.rollout_stuck(params, settings.runbooks, head, why, now))
+        return "holds", f"{stages.told(head)}: {why}"
+    return _write(params, settings, fields, order, "moved")
+
+
+def _next(settings: Settings, head: Release, answer: Answer, said: Said, answered: int) -> tuple[Order | None, str]:
+    """The order that follows from the guard's answer, or why there is none yet."""
+    assert head.trial is not None
+    if answer.verdict == "fail":
+        by_guard = said.model_copy(update={"actor": GUARD})
+        if head.stage != "soak":
+            return stages.abort(head, by_guard), ""
+        below = ledger.previous_release(settings.ledger, head.case)
+        if below is None:
+            return None, f"the guard would take it back ({answer.reason}), and there is no release below it"
+        return stages.take_back(head, below, by_guard), ""
+    if head.trial.held:
+        return None, f"held: {head.trial.held}"
+    if waiting := stages.due(head, said.now, answered):
+        return None, waiting
+    if answer.verdict != "pass":
+        return None, f"the guard does not know enough yet: {answer.reason}"
+    if head.stage == "soak":
+        return stages.settle(head, said), ""
+    return stages.advance(head, said), ""
+
+
+def _write(params: Params, settings: Settings, fields: Fields, order: Order, done: Outcome) -> tuple[Outcome, str]:
+    try:
+        with repository.alone(settings.model_repository, params.case):
+            ledger.require_in_service(settings.ledger, params.case)
+            row = moves.write(params, settings, fields, order, aliases.project, "tick")
+    except ConflictError as error:
+        # Somebody else was first: that row stands, and the next tick goes on from it.
+        return "overtaken", str(error)
+    return done, f"{row.action}: {stages.told(row)}: {row.reason}"
+
+
+def _of(chain: Sequence[Release], head: Release, limits: GuardParams) -> windows.Trial:
+    """Whose windows a rollout's are."""
+    trial = head.trial
+    assert trial is not None
+    rows = stages.of_trial(chain, trial)
+    version = stages.on_trial(head)
+    assert version is not None
+    before = [row.champion for row in chain if row.seq <= rows[0].seq and row.champion != version]
+    return windows.Trial(
+        champion=before[-1],
+        challenger=version,
+        opened=trial.opened,
+        window=timedelta(minutes=limits.window_minutes),
+        weights=[(row.trial.since, row.weight) for row in rows if row.trial is not None],
+    )
+
+
+def _losses(
+    params: Params, settings: Settings, of: windows.Trial, pairs: pl.DataFrame, cap: float | None, now: datetime
+) -> list[Loss]:
+    """The losses of the labelled rows: of those that both answered their difference, of the others each arm's own.
+
+    Of numbers whose losses have no bound there are none. In a case that follows today's clock a label counts once all
+    labels of its row's time should have come: those that come first are often of one kind.
+    """
+    if params.gate.metric in losses.NUMBERS and cap is None:
+        return []
+    known = pl.col("label").is_not_null()
+    both = pairs.filter(known & pl.col("champion_score").is_not_null() & pl.col("challenger_score").is_not_null())
+    alone = traffic.answered(settings, params.case, of.opened, now).filter(known & pl.col("score").is_not_null())
+    alone = alone.filter(~pl.col("prediction_id").is_in(both["prediction_id"].implode()))
+    more, less = (_row_losses(both, params.gate, cap, f"{side}_") for side in ("challenger", "champion"))
+    found = [Loss(at, "both", own - other) for at, own, other in zip(_mature(both, params), more, less, strict=True)]
+    arms: tuple[tuple[Arm, int], ...] = (("champion", of.champion), ("challenger", of.challenger))
+    for side, version in arms:
+        rows = alone.filter(pl.col("version") == version)
+        own = _row_losses(rows, params.gate, cap)
+        found += [Loss(at, side, loss) for at, loss in zip(_mature(rows, params), own, strict=True)]
+    return sorted(found)
+
+
+def _row_losses(rows: pl.DataFrame, gate: GateParams, cap: float | None, of: str = "") -> list[float]:
+    import numpy as np
+
+    if rows.is_empty():
+        return []
+    answers = rows[f"{of}score"].to_numpy()
+    if rows[f"{of}scores"].null_count() == 0:
+        answers = np.array(rows[f"{of}scores"].to_list())
+    found: list[float] = losses.row_losses(rows["label"].to_numpy(), answers, gate, cap).tolist()
+    return found
+
+
+def _mature(rows: pl.DataFrame, params: Params) -> list[datetime]:
+    """When each label may count."""
+    at = pl.col("label_received_at")
+    if params.schedule.live:
+        at = pl.max_horizontal(at, pl.col("received_at") + timedelta(days=params.label_delay_days))
+    return rows.select(at).to_series().to_list()
+
+
+def _cap(settings: Settings, params: Params, of: windows.Trial) -> float | None:
+    """The largest loss of a number that counts: the 99% quantile on the holdout of the champion; None: not known."""
+    if params.gate.metric not in losses.NUMBERS:
+        return None
+    champion = rollout.kept(settings, params.case).get(of.champion)
+    if champion is None:
+        return None
+    found = counts.read(rollout.bundle_of(settings, champion) / reference.FILE).baseline.get("cap")
+    if not found:
+        return None
+    return float(found) if params.gate.metric == "rmse" else float(found) ** 0.5
+
+
+def _bound(params: Params, cap: float | None) -> float:
+    if params.gate.metric in losses.NUMBERS and cap is None:
+        return LOG_LOSS  # of nothing: without a cap there are no losses
+    return losses.bound(params.gate, cap)
+
+
+# --- a candidate that waits for its turn --------------------------------------------------------------
+
+
+def _opened(params: Params, settings: Settings, as_of: datetime, now: datetime) -> tuple[Outcome, str]:
+    """Open the rollout of the run's candidate, if nothing has become of it yet."""
+    run = Run(params, settings, as_of)
+    read = runner.reads(ROLLOUT, run)
+    candidate = promoted(run, read)
+    if candidate is None:
+        return "none", "the gate did not promote the candidate"
+    chain = ledger.chain(settings.ledger, params.case)
+    champion = DatasetFacts.of(read["dataset"]).champion
+    if rollout.settled(chain, candidate.candidate_key, candidate.version, champion, as_of) is not None:
+        return "none", stages.told(chain[-1])
+    order = moves.opening(params, chain[-1], candidate, actor=CLOCK, now=now)
+    return _write(params, settings, load_fields(params.case), order, "opened")
+
+
+def _over(params: Params, settings: Settings, as_of: datetime, newest: Release, over: bool) -> tuple[bool, str]:
+    """Whether nothing more can become of the run's candidate, and what did."""
+    run = Run(params, settings, as_of)
+    read = runner.reads(ROLLOUT, run)
+    candidate = promoted(run, read)
+    if candidate is None:
+        return True, ""
+    chain, champion = ledger.chain(settings.ledger, params.case), DatasetFacts.of(read["dataset"]).champion
+    known = rollout.settled(chain, candidate.candidate_key, candidate.version, champion, as_of)
+    if known is None:
+        return False, f"version {candidate.version} waits"
+    became, row = known
+    if newest.trial is not None and newest.trial.candidate_key == candidate.candidate_key:
+        return over, ""
+    return became != "opened", f"version {candidate.version}: {became}{f' by row {row.seq}' if row else ''}"
+
+
+def _told(params: Params, settings: Settings, newest: Release) -> bool:
+    """Whether people know that the guard took a version back, if the newest row says so."""
+    if newest.actor != GUARD or newest.action not in {"abort", "rollback"}:
+        return True
+    done = runs.tell_once(params, settings, runs.rollout_aborted(params, settings.runbooks, newest))
+    storage.failpoint("tick", "told")
+    return done

@@ -1,0 +1,418 @@
+"""pipelines/steps/tick.py: what a rollout's traffic says moves it, one row at a time, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import pytest
+
+from pipelines import ledger, storage
+from pipelines.audit import audit
+from pipelines.contracts import Order
+from pipelines.deploy import repository, rollout
+from pipelines.deploy.stages import on_trial
+from pipelines.errors import Unavailable
+from pipelines.guard.decide import decide
+from pipelines.guard.evidence import Answer, Seen
+from pipelines.params import RolloutParams
+from pipelines.params_file import load_params
+from pipelines.provenance import wall_time
+from pipelines.registry import aliases
+from pipelines.settings import Settings
+from pipelines.steps import rollback, tick
+from tests.pipelines.candidates import CASE, month, registered
+from tests.pipelines.conftest import free_port, fresh_processes
+from tests.pipelines.data import loglines
+from tests.pipelines.releases import answering, roll_out
+from tests.pipelines.verbs import rollout as step
+
+MINUTE = timedelta(minutes=1)
+
+
+def says(verdict: str):
+    """A guard that always answers the same."""
+
+    def judge(windows: Sequence[Seen], limits: object, **_more: object) -> Answer:
+        del limits
+        return Answer(verdict=verdict, reason=f"a {verdict}", e_value=1.0, windows=len(windows))
+
+    return judge
+
+
+def params(plan: object = "safe"):
+    """The case's parameters with a rollout in stages."""
+    return load_params(CASE).model_copy(update={"rollout": RolloutParams.model_validate(plan)})
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A state folder without services: versions answer whatever is asked, and aliases are nobody's."""
+    found = Settings(
+        home=tmp_path,
+        triton_grpc=f"127.0.0.1:{free_port()}",
+        mlflow_url=f"http://127.0.0.1:{free_port()}",
+        actor="ada",
+        log_close_seconds=0,
+    )
+    for name in ("offer", "restore", "_withdraw"):
+        monkeypatch.setattr(rollout, name, lambda *_a, **_more: None)
+    monkeypatch.setattr(aliases, "project", lambda *_a: [])
+    return found
+
+
+def train(settings: Settings, number: int, plan: object = "safe", champion: int | None = 1):
+    """The facts of the rollout step of the n-th candidate; the first one becomes champion at once."""
+    own = None if number == 1 else champion
+    run_dir = registered(settings, month(number), number, bias=number / 10, champion=own)
+    return step.run(params(plan), settings, run_dir, month(number)).facts
+
+
+def ticked(settings: Settings, minutes: float, verdict: str = "pass", plan: object = "safe", of: int | None = 2):
+    """A tick so many minutes from now."""
+    now = wall_time() + minutes * MINUTE
+    as_of = None if of is None else month(of)
+    return tick.run(params(plan), settings, as_of=as_of, now=now, judge=says(verdict))
+
+
+def rows(settings: Settings) -> list[tuple[str, int, int | None, str, int]]:
+    """The case's rows in short: what was done, who serves, who is on trial, stage and weight."""
+    chain = ledger.chain(settings.ledger, CASE)
+    return [(row.action, row.champion, row.challenger, row.stage, row.weight) for row in chain]
+
+
+def test_a_good_candidate_arrives_by_itself(settings):
+    """The first champion serves at once; the next one goes from 5% to 50% to all, each when its time is up.
+
+    Ticks in between write nothing, and what the guard said stands in each row.
+    """
+    assert train(settings, 1) == {"outcome": "promoted", "version": 1, "seq": 1}
+    made = train(settings, 2)
+    key = ledger.head(settings.ledger, CASE).trial.candidate_key
+    assert made == {"outcome": "opened", "version": 2, "seq": 2, "candidate": key}
+    assert [ticked(settings, minutes).outcome for minutes in (1, 29)] == ["holds", "holds"]
+    assert ticked(settings, 31, "hold").outcome == "holds"
+    first = ticked(settings, 31)
+    assert (first.outcome, first.action, first.over) == ("moved", "advance", False)
+    assert [ticked(settings, minutes).outcome for minutes in (32, 90)] == ["holds", "holds"]
+    last = ticked(settings, 92)
+    assert (last.action, last.over) == ("promote", True)
+    assert ticked(settings, 93).over
+    assert rows(settings) == [
+        ("promote", 1, None, "full", 10_000),
+        ("open", 1, 2, "canary", 500),
+        ("advance", 1, 2, "canary", 5_000),
+        ("promote", 2, None, "full", 10_000),
+    ]
+    newest = ledger.head(settings.ledger, CASE)
+    assert (newest.trial.evidence["verdict"], newest.reason, newest.actor) == ("pass", "a pass", "rollout")
+    assert len(newest.trial.evidence_hash) == 64
+    assert len({row.salt for row in ledger.chain(settings.ledger, CASE)[1:]}) == 1
+    assert [row.champion for row in ledger.releases(settings.ledger, CASE)] == [1, 2]
+    assert newest.trained == month(2)
+    assert audit(settings, CASE)["findings"] == []
+
+
+def test_a_bad_candidate_is_taken_back_and_stays_away(settings, caplog):
+    """A failing guard ends the rollout at once, in any stage; people are told once, and running again opens nothing."""
+    train(settings, 1)
+    train(settings, 2)
+    found = ticked(settings, 6, "fail")
+    assert (found.action, found.over) == ("abort", True)
+    for _ in range(2):
+        assert ticked(settings, 7, "fail").over
+    newest = ledger.head(settings.ledger, CASE)
+    assert (newest.action, newest.champion, newest.contender, newest.stage) == ("abort", 1, None, "full")
+    assert (newest.reason, newest.actor, newest.trial.evidence["verdict"]) == ("a fail", "guard", "fail")
+    told = [row["event"] for row in ledger.deliveries(settings.ledger, CASE)]
+    assert told == ["claimed", "delivered"]
+    assert "the guard took back a version on trial: a fail" in caplog.text
+    run_dir = settings.run_dir(CASE, month(2))
+    (run_dir / "rollout").rename(run_dir / "lost")
+    again = step.run(params(), settings, run_dir, month(2)).facts
+    assert again == {"outcome": "aborted", "version": 2, "seq": 2}
+    assert len(rows(settings)) == 3
+    assert audit(settings, CASE)["findings"] == []
+
+
+def test_a_candidate_waits_for_its_turn(settings):
+    """While another one is on trial there is no row of it; its tick moves the other, and opens it when that is gone."""
+    train(settings, 1)
+    train(settings, 2)
+    made = train(settings, 3)
+    assert (made["outcome"], made["seq"]) == ("waits", None)
+    found = ticked(settings, 5, of=3)
+    assert (found.outcome, found.over) == ("holds", False)
+    assert ticked(settings, 6, "fail", of=3).action == "abort"
+    assert ticked(settings, 7, of=3).action == "open"
+    assert ticked(settings, 8, of=2).over
+    assert rows(settings)[-1] == ("open", 1, 3, "canary", 500)
+
+
+def test_a_candidate_that_waited_too_long_is_stale(settings):
+    """A candidate was judged against a champion: once the other one has taken that place, it is over."""
+    train(settings, 1)
+    train(settings, 2)
+    train(settings, 3)
+    for minutes in (31, 92):
+        ticked(settings, minutes)
+    found = ticked(settings, 93, of=3)
+    assert (found.over, "stale" in found.reason) == (True, True)
+    assert ledger.head(settings.ledger, CASE).champion == 2
+
+
+def test_a_candidate_takes_the_place_of_another_one(settings):
+    """By the policy `replace` one row ends the rollout that is under way and begins the next one."""
+    train(settings, 1)
+    train(settings, 2)
+    assert train(settings, 3, {"preset": "safe", "meanwhile": "replace"})["outcome"] == "opened"
+    newest = ledger.head(settings.ledger, CASE)
+    assert (newest.action, newest.challenger, newest.reason) == (
+        "open",
+        3,
+        "in the place of version 2: lift of 0.3",
+    )
+    assert ticked(settings, 1, of=2).over
+    assert not ticked(settings, 1, of=3).over
+
+
+def test_a_soak_is_watched(settings):
+    """With a soak the new champion is taken back by a failing guard; where nothing is found, the soak is settled."""
+    plan = {"soak_minutes": 10}
+    train(settings, 1)
+    assert train(settings, 2, plan)["outcome"] == "promoted"
+    assert rows(settings)[-1] == ("promote", 2, None, "soak", 10_000)
+    assert (ticked(settings, 5, plan=plan).outcome, ticked(settings, 5, plan=plan).over) == ("holds", False)
+    assert ticked(settings, 6, "fail", plan=plan).action == "rollback"
+    newest = ledger.head(settings.ledger, CASE)
+    assert (newest.champion, newest.stage, newest.actor) == (1, "full", "guard")
+    assert train(settings, 3, plan)["outcome"] == "promoted"
+    assert on_trial(ledger.head(settings.ledger, CASE)) == 3
+    settled = ticked(settings, 11, of=3, plan=plan)
+    assert (settled.action, settled.over) == ("settle", True)
+    assert rows(settings)[-1] == ("settle", 3, None, "full", 10_000)
+    assert audit(settings, CASE)["findings"] == []
+
+
+def test_shadow_waits_for_rows(settings):
+    """In shadow a challenger answers nobody, until it has answered the declared rows beside the champion."""
+    plan = {"preset": "careful", "shadow": {"rows": 3}}
+    train(settings, 1)
+    train(settings, 2, plan)
+    assert rows(settings)[-1] == ("open", 1, 2, "shadow", 0)
+    opened = ledger.head(settings.ledger, CASE).trial.opened
+    assert "0 of 3 rows" in ticked(settings, 1, plan=plan).reason
+    _mirror(settings, opened + MINUTE, 3)
+    assert ticked(settings, 2, plan=plan).action == "advance"
+    assert rows(settings)[-1] == ("advance", 1, 2, "canary", 500)
+
+
+def _mirror(settings: Settings, at: datetime, count: int, first: int = 0) -> None:
+    """Rows that both versions answered, which they decide differently."""
+    lines = [
+        {
+            "prediction_id": f"p{first + number}",
+            "event_time": at.isoformat(),
+            "received_at": at.isoformat(),
+            "arm": "champion",
+            "champion": 1,
+            "challenger": 2,
+            "champion_score": 0.4,
+            "challenger_score": 0.6,
+            "ms": 3.0,
+        }
+        for number in range(count)
+    ]
+    loglines.write(settings, CASE, "shadow", f"shadow-{first}", lines)
+
+
+def _count(settings: Settings, name: str, begin: datetime, arm: str, version: int, **outcomes: int) -> None:
+    """A line of counts of ten seconds."""
+    line = {
+        "begin": begin.isoformat(),
+        "end": (begin + timedelta(seconds=10)).isoformat(),
+        "arm": arm,
+        "version": version,
+        "requests": sum(outcomes.values()),
+        "outcomes": outcomes,
+        "latency": {"12": sum(outcomes.values())},
+        "scores": {"4": outcomes.get("ok", 0)},
+    }
+    loglines.write(settings, CASE, "traffic", name, [line])
+
+
+def test_the_guard_sees_what_was_logged(settings):
+    """Counts, mirrored rows and labels of a rollout come to the guard by windows, and twice the same; by them it fails.
+
+    A line counts where it ends, and only windows that are over are looked at.
+    """
+    train(settings, 1)
+    train(settings, 2)
+    opened = ledger.head(settings.ledger, CASE).trial.opened
+    for number in range(3):
+        begin = opened + number * 5 * MINUTE + timedelta(seconds=291)
+        _count(settings, f"a-{number}", begin, "champion", 1, ok=950)
+        _count(settings, f"b-{number}", begin, "challenger", 2, ok=200, fallback=50, error=100)
+    _mirror(settings, opened + 6 * MINUTE, 4)
+    label = {"prediction_id": "p1", "label": 0, "revision": 0, "event_time": opened.isoformat()}
+    loglines.write(settings, CASE, "labels", "l", [{**label, "received_at": (opened + 11 * MINUTE).isoformat()}])
+    looked: list[Sequence[Seen]] = []
+
+    def judge(windows: Sequence[Seen], limits, **more) -> Answer:
+        looked.append(windows)
+        return says("hold")(windows, limits, **more)
+
+    for _ in range(2):
+        tick.run(params(), settings, as_of=month(2), now=opened + 12 * MINUTE, judge=judge)
+    assert looked[0] == looked[1]
+    # The first line ends a second after its window: it is of the second one.
+    assert [(one.champion.answered, one.challenger.failed) for one in looked[0]] == [(0, 0), (950, 150)]
+    assert [one.mirrored.disagreed for one in looked[0]] == [0, 4]
+    tick.run(params(), settings, as_of=month(2), now=opened + 15 * MINUTE + 3 * timedelta(seconds=1), judge=judge)
+    [_, _, third] = looked[-1]
+    assert third.losses == pytest.approx([0.405465], abs=1e-5)
+    assert (third.weight, third.challenger.latency, third.challenger.scores) == (500, {12: 350}, {4: 200})
+    found = tick.run(params(), settings, as_of=month(2), now=opened + 16 * MINUTE, judge=decide)
+    assert found.action == "abort"
+    assert "challenger" in found.reason or "failed" in found.reason
+
+
+def test_people_hear_of_a_rollout_that_does_not_move(settings, caplog):
+    """A stage that lasts five times what it has to and a day more is told once; one that somebody holds is not."""
+    train(settings, 1)
+    train(settings, 2)
+    assert ticked(settings, 5 * 30 + 24 * 60 - 1, "hold").outcome == "holds"
+    assert ledger.deliveries(settings.ledger, CASE) == []
+    for more in (5, 9):
+        ticked(settings, 5 * 30 + 24 * 60 + more, "hold")
+    assert [row["event"] for row in ledger.deliveries(settings.ledger, CASE)] == ["claimed", "delivered"]
+    assert "is in its stage canary since" in caplog.text
+
+
+def test_a_version_that_does_not_answer_gets_no_more_traffic(settings, monkeypatch):
+    """Before a weight is raised the challenger must answer in Triton: else there is no row, and the error says why."""
+    train(settings, 1)
+    train(settings, 2)
+
+    def away(*_a, **_more):
+        raise Unavailable("Triton has no answer from bank version 2")
+
+    monkeypatch.setattr(rollout, "offer", away)
+    with pytest.raises(Unavailable, match="no answer from bank version 2"):
+        ticked(settings, 31)
+    assert ticked(settings, 32, "fail").action == "abort"
+
+
+def test_a_rollback_ends_a_rollout(settings, monkeypatch):
+    """While a version is on trial a rollback gives the champion's predecessor back, and the trial is over for good."""
+    train(settings, 1)
+    train(settings, 2, "instant")
+    train(settings, 3, champion=2)
+    monkeypatch.setattr(rollback, "load_fields", lambda _case: None)
+    answer = rollback.run(params(), settings, reason="bad", actor="ada")
+    assert (answer.serves, rows(settings)[-1]) == (1, ("rollback", 1, None, "full", 10_000))
+    found = ticked(settings, 1, of=3)
+    assert (found.over, "aborted" in found.reason) == (True, True)
+
+
+def test_rows_of_earlier_releases_keep_their_hashes(settings):
+    """A ledger that was written before there were rollouts is read as it is: nothing new enters its rows."""
+    own = {"case": CASE, "champion": 1, "candidate_key": "k", "bundle": "b", "trigger": "manual"}
+    row = ledger.append(settings.ledger, Order(**own, after=0, action="promote", reason="r", actor="a", as_of=month(1)))
+    written = row.model_dump(mode="json")
+    names = "action actor as_of bundle candidate_key case challenger champion hash mlflow_run previous_hash reason"
+    assert sorted(written) == sorted(f"{names} recorded_at salt seq stage trigger verdict_hash weight".split())
+    del written["hash"]
+    assert storage.digest(written) == row.hash
+
+
+# --- two at once, and death at every point ---------------------------------------------------------------
+
+
+def _tick(settings: Settings, minutes: float, verdict: str, point: str = "", queue=None) -> None:
+    """One tick in a process of its own, which may die at a point."""
+    os.environ["PERENNIAL_FAILPOINT"] = point
+    now = ledger.head(settings.ledger, CASE).trial.opened + minutes * MINUTE
+    answer = tick.run(params(), settings, as_of=month(2), now=now, judge=says(verdict))
+    if queue is not None:
+        queue.put((answer.outcome, answer.action))
+
+
+def _killed(settings: Settings, minutes: float, verdict: str, point: str) -> None:
+    process = fresh_processes().Process(target=_tick, args=(settings, minutes, verdict, point))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, point
+
+
+@pytest.fixture
+def home(request, released):
+    """A state folder beside a real Triton, its ledger in SQLite or PostgreSQL."""
+    if request.param == "postgresql":
+        released = released.model_copy(update={"ledger_url": request.getfixturevalue("schema")})
+    return released.model_copy(update={"log_close_seconds": 0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("home", "points"),
+    [
+        ("sqlite", ("tick:judged", "rollout:loaded", "rollout:appended", "tick:projected")),
+        pytest.param("postgresql", ("tick:judged", "rollout:appended", "tick:projected"), marks=pytest.mark.long),
+    ],
+    indirect=["home"],
+)
+def test_ticks_that_are_killed_are_repeated(home, points):
+    """Killed between evidence and row, before and after the row, the next tick goes on to the same rows.
+
+    The champion answers all the while, the challenger as soon as it is on trial; what was aborted is unloaded.
+    """
+    roll_out(home, 1, registered(home, month(1), 1, bias=0.1))
+    run_dir = registered(home, month(2), 2, bias=0.2, champion=1)
+    step.run(params(), home, run_dir, month(2))
+    assert answering(home, 1, 2) == [1, 2]
+    for minutes, point in zip((31, 92), (points[:2], points[2:]), strict=False):
+        for one in point:
+            if [row[0] for row in rows(home)][-1] == "promote":
+                break
+            _killed(home, minutes, "pass", one)
+            assert answering(home, 1) == [1]
+        _tick(home, minutes, "pass")
+    assert [row[0] for row in rows(home)] == ["promote", "open", "advance", "promote"]
+    assert answering(home, 1, 2) == [1, 2]
+    assert repository.configured(home.model_repository, CASE) == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=["home"])
+def test_a_killed_abort_is_told_all_the_same(home):
+    """A tick that dies after it took a version back has told nobody: the next one does, once."""
+    roll_out(home, 1, registered(home, month(1), 1, bias=0.1))
+    step.run(params(), home, registered(home, month(2), 2, bias=0.2, champion=1), month(2))
+    _killed(home, 6, "fail", "tick:appended")
+    assert (rows(home)[-1][0], ledger.deliveries(home.ledger, CASE)) == ("abort", [])
+    for _ in range(2):
+        assert ticked(home, 7, "pass").over
+    assert [row["event"] for row in ledger.deliveries(home.ledger, CASE)] == ["claimed", "delivered"]
+    assert [row[0] for row in rows(home)] == ["promote", "open", "abort"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["sqlite", "postgresql"], indirect=["home"])
+def test_of_two_ticks_at_once_one_writes(home):
+    """Four schedulers' ticks at once write one row; the others find it, and none fails."""
+    roll_out(home, 1, registered(home, month(1), 1, bias=0.1))
+    step.run(params(), home, registered(home, month(2), 2, bias=0.2, champion=1), month(2))
+    context = fresh_processes()
+    queue = context.Queue()
+    processes = [context.Process(target=_tick, args=(home, 31, "pass", "", queue)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    answers = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert {process.exitcode for process in processes} == {0}
+    assert [action for outcome, action in answers if outcome == "moved"] == ["advance"]
+    assert [row[0] for row in rows(home)] == ["promote", "open", "advance"]
