@@ -11,6 +11,7 @@ import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.alerts import runs
+from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
 from pipelines.contracts import Arm, Order, Release, Value
 from pipelines.data import traffic
@@ -24,7 +25,7 @@ from pipelines.guard import losses, windows
 from pipelines.guard.decide import LOG_LOSS, decide
 from pipelines.guard.evidence import Answer
 from pipelines.guard.windows import Loss
-from pipelines.line import runner
+from pipelines.line import experiment, runner
 from pipelines.line.candidate import promoted
 from pipelines.line.facts import DatasetFacts
 from pipelines.line.order import ROLLOUT
@@ -38,6 +39,8 @@ FAILPOINTS = ("judged", "appended", "projected", "told")
 """Evidence judged, row in the ledger, aliases set, people told."""
 CLOCK, GUARD = "rollout", "guard"
 """Who moves a rollout where no person does: its clock, and the guard where it takes a version back."""
+LEAST_MOVE = 100
+"""Of all keys: a bandit leaves a weight as it is that it would move by less."""
 Judge = Callable[..., Answer]
 """What decides, as :func:`decide` does."""
 Outcome = Literal["none", "waits", "holds", "moved", "opened", "overtaken"]
@@ -112,10 +115,14 @@ def _moved(params: Params, settings: Settings, head: Release, now: datetime, jud
         update={"evidence": answer.model_dump(mode="json"), "evidence_hash": storage.digest(list(seen))}
     )
     answered = windows.answered_since(of, lines, pairs, head.trial.since)
+    asks = answer.verdict != "fail" and not head.trial.held and experiment.under_way(head, plan)
+    if asks:
+        order, why = _compared(settings, fields, head, answer, said, answered)
+    else:
+        order, why = _next(settings, head, answer, said, answered)
     storage.failpoint("tick", "judged")
-    order, why = _next(settings, head, answer, said, answered)
     if order is None:
-        if stages.stuck(head, now):
+        if not asks and stages.stuck(head, now):
             runs.tell_once(params, settings, runs.rollout_stuck(params, settings.runbooks, head, why, now))
         return "holds", f"{stages.told(head)}: {why}"
     return _write(params, settings, fields, order, "moved")
@@ -140,6 +147,41 @@ def _next(settings: Settings, head: Release, answer: Answer, said: Said, answere
         return None, f"the guard does not know enough yet: {answer.reason}"
     if head.stage == "soak":
         return stages.settle(head, said), ""
+    return stages.advance(head, said), ""
+
+
+def _compared(
+    settings: Settings, fields: Fields, head: Release, answer: Answer, said: Said, answered: int
+) -> tuple[Order | None, str]:
+    """The order that follows from the answer of an experiment, or why there is none yet."""
+    assert head.trial is not None
+    plan = stages.plan_of(head.trial)
+    rows = stages.of_trial(ledger.chain(settings.ledger, head.case), head.trial)
+    compared = experiment.compare(settings, fields, rows, plan, said.now)
+    asked = plan.experiment
+    assert asked is not None
+    assert compared is not None  # its first step has begun
+    result = compared.result
+    evidence = said.evidence | {"experiment": compared.model_dump(mode="json", exclude={"looks"})}
+    digest = storage.digest([said.evidence_hash, list(compared.looks)])
+    said = said.model_copy(
+        update={"reason": f"{result.verdict}: {result.reason}", "evidence": evidence, "evidence_hash": digest}
+    )
+    if compared.unsplit:
+        return None, compared.unsplit
+    if result.verdict == "no difference yet":
+        waited = said.now - head.trial.since >= timedelta(hours=asked.every_hours)
+        if compared.weight is None or not waited or abs(compared.weight - head.weight) < LEAST_MOVE:
+            return None, said.reason
+        why = f"the bandit has it at {compared.weight / WHOLE:.0%} of all keys: {result.reason}"
+        return stages.weigh(head, compared.weight, said.model_copy(update={"reason": why})), ""
+    ended = result.verdict == "ended without a difference"
+    if result.verdict == "worse" or (ended and asked.otherwise == "champion"):
+        return stages.abort(head, said), ""
+    if waiting := stages.due(head, said.now, answered):
+        return None, f"{said.reason}; {waiting}"
+    if answer.verdict != "pass":
+        return None, f"{said.reason}; the guard does not know enough yet: {answer.reason}"
     return stages.advance(head, said), ""
 
 
