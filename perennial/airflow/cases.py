@@ -9,12 +9,13 @@ from airflow.sdk import DAG
 
 from perennial.airflow.drift import drift
 from perennial.airflow.rollback import rollback
+from perennial.airflow.rollout import rollout
 from perennial.airflow.run import readable_cases
 from perennial.airflow.training import training
 from pipelines.case_files import case_names, place_of
 from pipelines.errors import ConfigError
 
-KINDS = {"training": training, "drift": drift, "rollback": rollback}
+KINDS = {"training": training, "drift": drift, "rollout": rollout, "rollback": rollback}
 """What makes each DAG of a case."""
 
 log = logging.getLogger(__name__)

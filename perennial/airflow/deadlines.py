@@ -28,6 +28,14 @@ def training(params: Params) -> timedelta:
     return limit + timedelta(hours=1)
 
 
+def rollout(params: Params) -> timedelta:
+    """When every stage is stuck by then, and so much that another candidate's rollout may take before it."""
+    plan = params.rollout
+    shadow = 0.0 if plan.shadow is None else 60 * (plan.shadow.hours or 0.0)
+    waits = [shadow, *(plan.held(step).minutes for step in range(len(plan.steps) - 1)), plan.soak_minutes]
+    return 2 * sum((5 * timedelta(minutes=minutes) + timedelta(days=1) for minutes in waits), timedelta())
+
+
 def deadline(case: str, within: timedelta) -> DeadlineAlert:
     """A deadline ``within`` which a run of the case has to end.
 

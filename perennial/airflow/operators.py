@@ -59,7 +59,11 @@ class StepOperator(ToldToOpenLineage, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """One call of the step; errors that a retry cannot mend fail the task at once."""
         with keeping_errors(context), failing_fast(), asking(connection_json):
-            params, settings, given = load_case(self.case).params, _settings(self.step, self.case), context["params"]
+            params, settings, given = (
+                load_case(self.case).params,
+                task_settings(self.step, self.case),
+                context["params"],
+            )
             assert params is not None  # load_case raises what is wrong with them
             dag_run, step = context["dag_run"], self.step
             as_of = resolve_as_of(given.get("as_of"), dag_run)
@@ -121,8 +125,8 @@ def named(step: Verb | str) -> Verb:
     return BY_NAME[step]
 
 
-def _settings(step: Verb, case: str) -> Settings:
-    """The settings of this task.
+def task_settings(step: Verb, case: str) -> Settings:
+    """The settings of this task of a case.
 
     A task of a case that is retired is skipped: somebody has triggered its DAG, or nobody could pause it. What puts the
     serving in order runs all the same.

@@ -21,9 +21,10 @@ from pydantic import BaseModel
 
 from pipelines import objects, places
 from pipelines.cases import load_case
+from pipelines.cli import rolling
 from pipelines.cli.commands import COMMANDS, trigger
 from pipelines.cli.options import PROGRAM, build_parser
-from pipelines.errors import PerennialError
+from pipelines.errors import ConfigError, PerennialError
 from pipelines.faults import of_case, of_disk, told
 from pipelines.line import order, runner
 from pipelines.line.step import Action, Run
@@ -87,6 +88,11 @@ def run_command(given: argparse.Namespace, params: Params | None, settings: Sett
         return function(params, settings, **more)
     assert params is not None
     step = order.BY_NAME[given.command]
+    if step is order.ROLLOUT:
+        if given.verb is not None:
+            return rolling.run(params, settings, given.verb, given.reason)
+        if given.as_of is None:
+            raise ConfigError(f"rollout needs --as-of, the run's clock, or one of {', '.join(rolling.VERBS)}")
     if isinstance(step, Action):
         answer = runner.act(step, params, settings, {**vars(given), "actor": settings.who})
         if isinstance(answer, BaseModel):
@@ -128,6 +134,8 @@ def _table(name: str, answer: Any) -> Any:
     from pipelines.reports import answers
 
     command = COMMANDS.get(name)
+    if name == order.ROLLOUT.name and "says" in answer:
+        return rolling.table(answer)
     if command is None or command.table is None:
         return answers.tables(name, answer)
     return command.table(answer)

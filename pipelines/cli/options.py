@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pipelines import moments
 from pipelines.case_files import case_names
 from pipelines.cli.commands import COMMANDS, LENGTHS, POLICIES
+from pipelines.cli.rolling import VERBS
 from pipelines.contracts import AlertRule, Trigger
 from pipelines.errors import ConfigError
 from pipelines.line import order
@@ -184,6 +185,9 @@ def build_parser(prog: str = PROGRAM, also: str = "") -> argparse.ArgumentParser
         if not isinstance(step, Step):
             must = step.needs
         parser_of_step = _command(commands, step.name, step.about)
+        if step is order.ROLLOUT:
+            _add_verbs(parser_of_step)
+            must = ()
         for name in (*must, *step.takes):
             _add(parser_of_step, name, required=name in must)
     for name, command in COMMANDS.items():
@@ -197,6 +201,19 @@ def build_parser(prog: str = PROGRAM, also: str = "") -> argparse.ArgumentParser
             else:
                 _add(parser_of_command, option, default=argument.default)
     return parser
+
+
+def _add_verbs(rollout: argparse.ArgumentParser) -> None:
+    """What a person may say to a rollout instead of running the step."""
+    rollout.add_argument(
+        "verb",
+        metavar="VERB",
+        nargs="?",
+        choices=VERBS,
+        help=f"look at a rollout in stages, or move it: {', '.join(VERBS)}; without it the step is run",
+    )
+    _add(rollout, "as_of")
+    _add(rollout, "reason", default="")
 
 
 def _command(

@@ -13,7 +13,7 @@ from pipelines.installation import typed
 from pipelines.settings import Settings
 
 FINISHED = ("success", "failed")
-KINDS = ("training", "drift", "rollback")
+KINDS = ("training", "drift", "rollout", "rollback")
 """The DAGs of a case are named <case>_<kind>."""
 
 

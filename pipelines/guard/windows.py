@@ -68,20 +68,20 @@ def seen(
     lost: dict[tuple[int, str], list[float]] = defaultdict(list)
     for one in losses:
         lost[(one.at - of.opened) // of.window, one.of].append(one.loss)
-    mirrored = _of(pairs, of)
+    place = (pl.col("received_at") - of.opened).dt.total_microseconds() // (of.window // timedelta(microseconds=1))
+    mirrored = _of(pairs, of).with_columns(window=place).partition_by("window", as_dict=True)
     found = []
     for at in range(count):
         begin = of.opened + at * of.window
-        end = begin + of.window
-        rows = mirrored.filter((pl.col("received_at") >= begin) & (pl.col("received_at") < end))
+        rows = mirrored.get((at,))
         found.append(
             Seen(
                 begin=begin,
-                end=end,
+                end=begin + of.window,
                 weight=[weight for since, weight in of.weights if since <= begin][-1],
                 champion=_side(sides[at, of.champion]),
                 challenger=_side(sides[at, of.challenger]),
-                mirrored=_mirrored(rows, dropped[at], number=number),
+                mirrored=Mirrored(dropped=dropped[at]) if rows is None else _mirrored(rows, dropped[at], number=number),
                 losses=tuple(lost[at, "both"]),
                 champion_losses=tuple(lost[at, "champion"]),
                 challenger_losses=tuple(lost[at, "challenger"]),

@@ -58,6 +58,7 @@ def describe(dag) -> dict:
         "edges": sorted([task.task_id, after] for task in dag.tasks for after in task.downstream_task_ids),
         "rules": {task.task_id: task.trigger_rule.value for task in dag.tasks},
         "retries": {task.task_id: [task.retries, task.retry_exponential_backoff] for task in dag.tasks},
+        "sensors": {task.task_id: task.mode for task in dag.tasks if hasattr(task, "mode")},
         "limits": {
             task.task_id: task.execution_timeout and task.execution_timeout.total_seconds() for task in dag.tasks
         },

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 TRAINING = tuple(step.name for step in order.TRAINING)
 TELLING = tuple(step.name for step in order.TELLING)
 DRIFT = (*(step.name for step in order.WATCHING), *TELLING, "retrain", "reconcile")
-KINDS = ("training", "drift", "rollback")
+KINDS = ("training", "drift", "rollout", "rollback")
 
 
 def _report(home: Path, *arguments: str, **environment: str):
@@ -88,15 +88,15 @@ def broken(tmp_path_factory):
     return _report(tmp_path_factory.mktemp("airflow"), str(cases), PERENNIAL_SCHEDULES="0")
 
 
-def test_every_case_has_its_three_dags(report):
-    """Each installed case has a training, a drift and a rollback DAG, and no file fails to load."""
+def test_every_case_has_its_four_dags(report):
+    """Each installed case has a training, a drift, a rollout and a rollback DAG, and no file fails to load."""
     assert report["errors"] == {}
     assert sorted(report["dags"]) == sorted(f"{case}_{kind}" for case in case_names() for kind in KINDS)
 
 
 def test_no_dag_file_imports_anything_heavy(report):
     """Loading any DAG file leaves torch, MLflow, numpy and their like unloaded: they belong into the tasks."""
-    assert len(report["heavy"]) == 4
+    assert len(report["heavy"]) == 5
     assert {name: found for name, found in report["heavy"].items() if found} == {}
 
 
@@ -104,11 +104,11 @@ def test_no_dag_file_imports_anything_heavy(report):
 def test_training_follows_the_line(report, case):
     """The training DAG is one straight line in the order of pipelines/line/order.py, one run at a time.
 
-    By hand it takes a trigger and a reason.
+    Beside its end it starts the run that moves a rollout in stages. By hand it takes a trigger and a reason.
     """
     dag = report["dags"][f"{case}_training"]
-    assert dag["order"] == list(TRAINING)
-    assert dag["edges"] == sorted(map(list, pairwise(TRAINING)))
+    assert [task for task in dag["order"] if task != "trial"] == list(TRAINING)
+    assert dag["edges"] == sorted([["rollout", "trial"], *map(list, pairwise(TRAINING))])
     assert (dag["max_active_runs"], dag["catchup"]) == (1, False)
     assert set(dag["params"]) == {"as_of", "trigger", "reason"}
 
@@ -161,11 +161,19 @@ def test_a_source_can_be_read_by_mapped_tasks(broken):
     The rest is as ever, and a part makes no asset.
     """
     dag = broken["dags"]["desk_training"]
-    assert dag["order"] == ["ingest_days", "ingest_part", *TRAINING]
-    parts = [["ingest_days", "ingest_part"], ["ingest_part", "ingest"]]
+    assert [task for task in dag["order"] if task != "trial"] == ["ingest_days", "ingest_part", *TRAINING]
+    parts = [["ingest_days", "ingest_part"], ["ingest_part", "ingest"], ["rollout", "trial"]]
     assert dag["edges"] == sorted([*parts, *map(list, pairwise(TRAINING))])
     assert dag["rules"]["ingest"] == "none_failed"
     assert "ingest_part" not in dag["lineage"]
+
+
+@pytest.mark.parametrize("case", case_names())
+def test_a_rollout_holds_no_worker(report, case):
+    """The rollout DAG is one sensor that is rescheduled between its ticks; candidates that wait do not block it."""
+    dag = report["dags"][f"{case}_rollout"]
+    assert (dag["order"], dag["sensors"], dag["max_active_runs"]) == (["tick"], {"tick": "reschedule"}, 64)
+    assert list(dag["params"]) == ["as_of"]
 
 
 def test_only_the_training_may_take_long(report):
@@ -221,7 +229,7 @@ def test_every_run_has_a_deadline(report):
             {"case": case},
         )
         limit = dag["limits"].get("train") or 0
-        assert seconds == {"training": limit + 3600, "drift": 3600, "rollback": 600}[kind]
+        assert seconds == {"training": limit + 3600, "drift": 3600, "rollout": 2 * 2 * 86_400, "rollback": 600}[kind]
 
 
 def test_every_run_tells_of_its_failure(report):

@@ -70,8 +70,8 @@ def test_the_package_is_light_until_a_name_is_asked_for():
 
 @pytest.mark.usefixtures("mine")
 def test_a_case_that_is_named_has_its_dags_or_says_why_not():
-    """Three DAGs for a case that works; one error for a case that is broken or unknown, which names it."""
-    assert sorted(dags("works")) == ["works_drift", "works_rollback", "works_training"]
+    """Four DAGs for a case that works; one error for a case that is broken or unknown, which names it."""
+    assert sorted(dags("works")) == ["works_drift", "works_rollback", "works_rollout", "works_training"]
     assert list(dags("works", kinds=("rollback",))) == ["works_rollback"]
     with pytest.raises(ConfigError, match=r"case typo has no DAGs: .*drfit"):
         dags("works", "typo")
@@ -112,7 +112,7 @@ def test_a_dags_folder_needs_three_lines(mine, tmp_path):
         check=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["dags"] == ["works_drift", "works_rollback", "works_training"]
+    assert found["dags"] == ["works_drift", "works_rollback", "works_rollout", "works_training"]
     [(file, said)] = found["errors"].items()
     assert file.endswith("typo.py")
     assert "drfit" in said

@@ -8,7 +8,7 @@ DAGS = Path(__file__).parents[1] / "dags"
 
 
 def test_the_case_has_its_dags() -> None:
-    """Training, drift and rollback of churn are there, and no file has an import error."""
+    """Training, drift, rollout and rollback of churn are there, and no file has an import error."""
     bag = DagBag(dag_folder=str(DAGS), bundle_name="dags-folder")
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["churn_drift", "churn_rollback", "churn_training"]
+    assert sorted(bag.dags) == ["churn_drift", "churn_rollback", "churn_rollout", "churn_training"]

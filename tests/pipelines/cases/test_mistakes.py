@@ -17,7 +17,7 @@ from tests.serving.gateway.world import client, fake_triton, make_home, release
 
 ROOT = Path(__file__).parents[3]
 WHOLE = ("desk_whole", "shop_whole")
-KINDS = ("training", "drift", "rollback")
+KINDS = ("training", "drift", "rollout", "rollback")
 GOES_ON = ("source", "model", "newer_module")
 """What the names of cases have in them whose fields can be read: they can be served and watched."""
 OURS = "this is a mistake in the program"

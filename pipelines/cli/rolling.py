@@ -1,0 +1,109 @@
+"""rollout status, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipelines import ledger
+from pipelines.arms import WHOLE
+from pipelines.cases import load_fields
+from pipelines.contracts import Order, Release
+from pipelines.deploy import moves, repository, stages
+from pipelines.deploy.stages import Said
+from pipelines.errors import ConfigError
+from pipelines.params import Params
+from pipelines.provenance import wall_time
+from pipelines.registry import aliases
+from pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ORDERS: Mapping[str, Callable[[Release, Said], Order]] = {
+    "advance": stages.advance,
+    "hold": stages.hold,
+    "resume": stages.resume,
+    "abort": stages.abort,
+}
+"""What a person can order: `advance` goes to the next stage whatever the guard says, if the version answers."""
+VERBS = ("status", *ORDERS)
+
+
+def run(params: Params, settings: Settings, verb: str, reason: str) -> dict[str, Any]:
+    """Carry out ``verb``; answers as :func:`status`.
+
+    Raises ConfigError without a reason for an order, ConflictError if the case is retired, no rollout is under way or
+    somebody else was first, Unavailable if a version that should answer more does not answer: nothing is changed then.
+    """
+    if verb == "status":
+        return status(params, settings)
+    if not reason.strip():
+        raise ConfigError(f"rollout {verb} needs a reason, it is kept in the ledger: --reason '...'")
+    with repository.alone(settings.model_repository, params.case):
+        ledger.require_in_service(settings.ledger, params.case)
+        head = ledger.head(settings.ledger, params.case)
+        if head is None:
+            raise ConfigError(f"{params.case} has no release yet: run the training line first")
+        order = ORDERS[verb](head, moves.said(params, head, actor=settings.who, reason=reason))
+        moves.write(params, settings, load_fields(params.case), order, aliases.project, "rollout")
+    return status(params, settings)
+
+
+def status(params: Params, settings: Settings) -> dict[str, Any]:
+    """How far the case's rollout is, what it waits for, and the rows so far; of the last one, if none is under way."""
+    chain = ledger.chain(settings.ledger, params.case)
+    head = chain[-1] if chain else None
+    last = next((row.trial for row in reversed(chain) if row.trial is not None), None)
+    found: dict[str, Any] = {
+        "case": params.case,
+        "underway": stages.underway(head),
+        "champion": None if head is None else head.champion,
+        "says": "there is no release yet" if head is None else stages.told(head),
+        "rows": [] if last is None else [_row(row) for row in stages.of_trial(chain, last)],
+    }
+    if head is not None and head.trial is not None and stages.underway(head):
+        wait = stages.wait_of(head)
+        minutes = (wall_time() - head.trial.since).total_seconds() / 60
+        found |= {
+            "version": stages.on_trial(head),
+            "stage": head.stage,
+            "share": head.weight / WHOLE,
+            "minutes": round(minutes, 1),
+            "lasts": {"minutes": wait.minutes, "rows": wait.rows},
+            "held": head.trial.held,
+            "steps": list(stages.plan_of(head.trial).steps),
+        }
+    return found
+
+
+def _row(row: Release) -> dict[str, Any]:
+    evidence = row.trial.evidence if row.trial is not None else {}
+    return {
+        "seq": row.seq,
+        "when": row.recorded_at.isoformat(timespec="seconds"),
+        "action": row.action,
+        "stage": row.stage,
+        "share": 0.0 if row.challenger is None else row.weight / WHOLE,
+        "who": row.actor,
+        "why": row.reason,
+        "guard": evidence.get("verdict"),
+    }
+
+
+def table(answer: dict[str, Any]) -> Table:
+    """A rollout for a person: its rows, and below them how far it is."""
+    from rich.table import Table
+
+    drawn = Table(title=f"rollout of {answer['case']}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("seq", "when", "action", "stage", "share", "who", "why"):
+        drawn.add_column(name, no_wrap=name != "why")
+    for row in answer["rows"]:
+        cells = [row["seq"], row["when"], row["action"], row["stage"], f"{row['share']:.0%}", row["who"], row["why"]]
+        drawn.add_row(*map(str, cells))
+    drawn.caption = answer["says"]
+    if answer["underway"]:
+        lasts = answer["lasts"]
+        rows = f" and {lasts['rows']} rows" if lasts["rows"] else ""
+        drawn.caption += f", since {answer['minutes']:g} of at least {lasts['minutes']:g} minutes{rows}"
+    return drawn
