@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
+from pipelines.guard.eprocess import starts
 from pipelines.guard.evidence import Answer, Seen, Signal
 from pipelines.guard.signals import Measure, measures, weights
 from pipelines.params import GuardParams, Slo
@@ -55,7 +56,8 @@ def course(
 ) -> Course:
     """The evidence of windows in their order, after each of them; as :func:`decide` has it."""
     found = tuple(measures(windows, limits, slo, bound))
-    e = np.array([one.e(limits.windows) for one in found])
+    prior = starts([seen.weight for seen in windows], limits.windows)
+    e = np.array([one.e(prior) for one in found])
     return Course(found, weights(found), e)
 
 

@@ -1,7 +1,7 @@
 """E-processes: evidence that may be looked at as often as one likes.
 
 An e-process starts at 1 and does not grow in expectation while nothing is wrong, so that it ever reaches 1 / alpha with
-a chance of at most alpha (Ville's inequality; Ramdas, Gruenwald, Vovk, Shafer, Statistical Science 38(4), 2023). A
+a chance of at most alpha (Ville's inequality; Ramdas, Grünwald, Vovk, Shafer, Statistical Science 38(4), 2023). A
 weighted mean of e-processes is one, whatever their dependence. Each here is a mean over bets, given by their log
 increments ``[T, bets]`` of T windows.
 """
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-DECLARED = 0.9
-"""The prior share of faults that begin within the declared windows; each later block of as many has half the rest."""
+OPENED, EVEN = 0.45, 0.45
+"""The prior shares of faults that begin with a stage, the first stage half of them, and evenly in a declared window.
+
+The rest is for later: each further block of as many windows has half of what is left.
+"""
 MOST = 1e12
 """E-values are told up to here."""
 ODDS = np.array([1.5, 2.5, 5.0, 10.0, 40.0])
@@ -26,32 +29,36 @@ STAKES = np.array([0.5, 0.95])
 """Bets on bad windows: the share of the stake that is lost if the window is not bad."""
 BAD = 0.01
 """The chance that a window without a fault is bad."""
+BURSTS, CREDIT = 0.05, 10.0
+"""The share of windows in which both arms may have a fault that is nobody's, and what is lent against that."""
 LAMBDAS = np.array([0.01, 0.03, 0.1, 0.2, 0.4, 0.8])
 """Bets on means, as shares of the largest that cannot lose all."""
 SHARES = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 """Bets on the shares of bins, likewise."""
 
 
-def starts(count: int, windows: int) -> Floats:
-    """The prior that a fault begins in each of ``count`` windows, ``[count]``: even over the declared ``windows``.
+def starts(weights: Sequence[int], windows: int) -> Floats:
+    """The prior that a fault begins in each window, ``[T]``, of a rollout of ``windows`` that had these ``weights``.
 
-    Source: Shin, Ramdas, Rinaldo, E-detectors, NEJSDS 2024, whose sum over starts is weighted here so that the chance
-    of a false alarm is bounded, and not only how rarely one comes.
+    Most faults are there when a challenger meets its first traffic, or more of it. Source: Shin, Ramdas, Rinaldo,
+    E-detectors, NEJSDS 2024, whose sum over starts is weighted here so that the chance of a false alarm is bounded, and
+    not only how rarely one comes.
 
-    >>> starts(3, 2).round(3).tolist()
-    [0.45, 0.45, 0.025]
+    >>> starts([500, 500, 5000], 2).round(4).tolist()
+    [0.45, 0.225, 0.1375]
     """
-    block = np.arange(count) // windows
-    return np.asarray(np.where(block == 0, DECLARED, (1 - DECLARED) * 0.5**block) / windows, np.float64)
+    opened = np.diff(np.asarray(weights, np.int64), prepend=-1) != 0
+    block = np.arange(len(opened)) // windows
+    even = np.where(block == 0, EVEN, (1 - OPENED - EVEN) * 0.5**block) / windows
+    return np.asarray(even + np.where(opened, OPENED * 0.5 ** np.cumsum(opened), 0.0), np.float64)
 
 
-def e_values(increments: Floats, windows: int) -> Floats:
+def e_values(increments: Floats, prior: Floats) -> Floats:
     """The e-process after each window, ``[T]``, of log increments ``[T, bets]``: at most MOST.
 
-    ``M_b <- exp(increment_b) (M_b + q_t)`` from 0 with the prior q of :func:`starts`, and ``E = mean_b M_b + 1 - sum of
-    the q so far``. An increment's exponential is 1 or less in expectation while nothing is wrong.
+    ``M_b <- exp(increment_b) (M_b + q_t)`` from 0 with the ``prior`` q ``[T]`` of :func:`starts`, and ``E = mean_b M_b
+    + 1 - sum of the q so far``. An increment's exponential is 1 or less in expectation while nothing is wrong.
     """
-    prior = starts(len(increments), windows)
     total = np.cumsum(increments, axis=0)
     log_mass = total + np.logaddexp.accumulate(np.log(prior)[:, None] - (total - increments), axis=0)
     mass = np.exp(np.minimum(log_mass, np.log(MOST))).mean(axis=1)
@@ -89,6 +96,17 @@ def bad_windows(bad: Flags, judged: Flags) -> Floats:
     """
     found = np.where(bad[:, None], np.log1p(STAKES * (1 - BAD) / BAD), np.log1p(-STAKES))
     return np.asarray(np.where(judged[:, None], found, 0.0), np.float64)
+
+
+def unless_burst(calm: Floats, beside: Floats) -> Floats:
+    """Log increments of a null that holds in calm windows, while in BURSTS of them only a weaker one holds.
+
+    ``calm`` are those of the first null, ``beside`` those of the one that always holds. ``min(A, C B) / (1 - e + e C)``
+    is a fair bet at best: in a calm window A is, in a burst no more than C B is lost, and bursts have the chance e (the
+    idea is Huber's, a null with contamination: Annals of Mathematical Statistics 36(6), 1965).
+    """
+    lent = np.minimum(calm, beside + np.log(CREDIT)) - np.log(1 - BURSTS + BURSTS * CREDIT)
+    return np.asarray(np.where((calm == 0) & (beside == 0), 0.0, lent), np.float64)
 
 
 def mean_above(values: Sequence[float] | Floats, bound: float) -> Floats:

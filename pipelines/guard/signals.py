@@ -19,6 +19,7 @@ from pipelines.guard.eprocess import (
     mean_above,
     share_above,
     tail,
+    unless_burst,
 )
 from pipelines.guard.evidence import Seen
 from pipelines.guard.tables import BINS, Counted, Table
@@ -28,7 +29,9 @@ Floats = NDArray[np.float64]
 Told = Callable[[int], str]
 
 LOSS = 1 / 3
-"""The weight of the loss; the others share the rest evenly."""
+"""The weight of the loss; the others share the rest."""
+TWICE = frozenset({"errors", "errors_limit"})
+"""What has twice the weight of others: errors are rare, and each window says little."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +47,10 @@ class Measure:
     told: Told
     also: Floats | None = None
 
-    def e(self, windows: int) -> Floats:
+    def e(self, prior: Floats) -> Floats:
         """The e-values ``[T]``."""
-        found = e_values(self.increments, windows)
-        return found if self.also is None else np.minimum(found, e_values(self.also, windows))
+        found = e_values(self.increments, prior)
+        return found if self.also is None else np.minimum(found, e_values(self.also, prior))
 
     def began(self) -> int:
         """The position of the window from which on the evidence is strongest."""
@@ -58,8 +61,9 @@ class Measure:
 def measures(windows: Sequence[Seen], limits: GuardParams, slo: Slo, bound: float) -> list[Measure]:
     """The signals that these limits allow; which they are never depends on what was seen."""
     table = Table(windows)
-    found = [
-        *_twice("errors", "rows failed", table.failed(), limits.errors, limits.tolerated),
+    found = _twice("errors", "rows failed", table.failed(), limits.errors, limits.tolerated)
+    found += [
+        _above(found[0], table.failed(), limits.errors, limits.tolerated),
         *_twice("refused", "rows were refused", table.refused(), limits.refused, limits.tolerated),
     ]
     for name, share, declared in (
@@ -82,8 +86,8 @@ def measures(windows: Sequence[Seen], limits: GuardParams, slo: Slo, bound: floa
 def weights(found: Sequence[Measure]) -> Floats:
     """The weight of each signal, which add up to 1."""
     loss = np.array([one.name == "loss" for one in found])
-    rest = 1 - LOSS * loss.sum()
-    return np.where(loss, LOSS, rest / (~loss).sum())
+    shares = np.where(loss, 0.0, [2.0 if one.name in TWICE else 1.0 for one in found])
+    return np.asarray(np.where(loss, LOSS, (1 - LOSS * loss.sum()) * shares / shares.sum()), np.float64)
 
 
 def _twice(
@@ -114,6 +118,17 @@ def _twice(
     by_window = bad_windows(absolute & beside, limit**seen.n <= BAD)
     also = counts(seen.hits, seen.n, limit) if both else None
     return [Measure(name, by_row, told, also), Measure(f"{name}_windows", by_window, told)]
+
+
+def _above(beside: Measure, seen: Counted, limit: float, tolerated: float) -> Measure:
+    """Row by row against the limit itself, which says more than a champion of few rows; but for bursts of both.
+
+    A champion that is above the limit always, by its windows before, raises it.
+    """
+    here = np.where(seen.concurrent, seen.n, 0)
+    share = np.clip(tolerated * seen.past, limit, 1)
+    calm = counts(np.where(seen.concurrent, seen.hits, 0), here, share)
+    return Measure(f"{beside.name}_limit", unless_burst(calm, beside.increments), beside.told)
 
 
 def _disagreement(windows: Sequence[Seen], limit: float) -> Measure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,7 @@ _STEP = math.log(1.15)
 class Counted:
     """Of each window ``[T]`` how many of the challenger's ``n`` are ``hits``, and of the champion's ``m``.
 
-    The champion is the concurrent one; where there is none, all of its windows before.
+    The champion is the concurrent one; where there is none, all of its windows before, of which ``past`` is the share.
     """
 
     hits: Floats
@@ -34,10 +34,17 @@ class Counted:
     champion_hits: Floats
     m: Floats
     concurrent: NDArray[np.bool_]
+    past: Floats
 
     def per(self, size: Floats) -> Counted:
         """The same as counts of requests of ``size`` rows ``[T]``, as the rows of one are answered or fail together."""
-        return Counted(self.hits / size, self.n / size, self.champion_hits / size, self.m / size, self.concurrent)
+        return replace(
+            self,
+            hits=self.hits / size,
+            n=self.n / size,
+            champion_hits=self.champion_hits / size,
+            m=self.m / size,
+        )
 
 
 class Table:
@@ -104,31 +111,28 @@ class Table:
         if not len(sofar) or sofar[-1] < 100:
             return np.zeros(shape), np.zeros(shape)
         first = int((sofar >= 100).argmax())
-        edges = _edges(theirs[: first + 1])
-        tables = []
-        for side in ("challenger", "champion"):
-            found = np.zeros(shape)
-            for place, seen in enumerate(self.windows[first + 1 :], first + 1):
-                scores: Mapping[int, int] = getattr(seen, side).scores
-                np.add.at(found[place], np.searchsorted(edges, list(scores)), list(scores.values()))
-            tables.append(found)
-        return tables[0], tables[1]
+        places = np.unique([place for seen in self.windows for side in _sides(seen) for place in side.scores])
+        bins = np.searchsorted(_edges(theirs[: first + 1]), places)
+        into = (bins[:, None] == np.arange(BINS + 1)).astype(np.float64)
+        own = _dense([seen.challenger.scores for seen in self.windows], places) @ into
+        champion = _dense(theirs, places) @ into
+        own[: first + 1] = champion[: first + 1] = 0
+        return own, champion
 
     @cached_property
     def _latency(self) -> dict[str, Floats]:
-        tables = {}
-        for side in ("challenger", "champion"):
-            found = np.zeros((len(self.windows), len(LATENCY_MS)))
-            for place, seen in enumerate(self.windows):
-                latency: Mapping[int, int] = getattr(seen, side).latency
-                if latency and not (min(latency) >= 0 and max(latency) < len(LATENCY_MS)):
-                    raise DataError(
-                        f"bins of latencies are 0 to {len(LATENCY_MS) - 1}, a window from {seen.begin.isoformat()} has "
-                        f"{min(latency)} to {max(latency)}: count them by arms.latency_bin"
-                    )
-                found[place, list(latency)] = list(latency.values())
-            tables[side] = found
-        return tables
+        top = len(LATENCY_MS) - 1
+        for seen in self.windows:
+            for place in (place for side in _sides(seen) for place in side.latency if not 0 <= place <= top):
+                raise DataError(
+                    f"bins of latencies are 0 to {top}, the window from {seen.begin.isoformat()} has {place}: count "
+                    "them by arms.latency_bin"
+                )
+        places = np.arange(len(LATENCY_MS))
+        return {
+            "champion": _dense([seen.champion.latency for seen in self.windows], places),
+            "challenger": _dense([seen.challenger.latency for seen in self.windows], places),
+        }
 
     @cached_property
     def _rows_a_request(self) -> Floats:
@@ -144,7 +148,27 @@ class Table:
     ) -> Counted:
         past, rows = before or (np.cumsum(theirs) - theirs, np.cumsum(m) - m)
         concurrent = (m > 0) & (self.weight < WHOLE)
-        return Counted(hits, n, np.where(concurrent, theirs, past), np.where(concurrent, m, rows), concurrent)
+        return Counted(
+            hits=hits,
+            n=n,
+            champion_hits=np.where(concurrent, theirs, past),
+            m=np.where(concurrent, m, rows),
+            concurrent=concurrent,
+            past=past / np.maximum(rows, 1),
+        )
+
+
+def _sides(seen: Seen) -> tuple[Side, Side]:
+    return seen.champion, seen.challenger
+
+
+def _dense(counts: Sequence[Mapping[int, int]], places: Ints) -> Floats:
+    """Counts ``[T, places]``, of rising places that hold all of them."""
+    found = np.zeros((len(counts), len(places)))
+    row = np.repeat(np.arange(len(counts)), [len(one) for one in counts])
+    place = np.array([place for one in counts for place in one], np.int64)
+    found[row, np.searchsorted(places, place)] = [rows for one in counts for rows in one.values()]
+    return found
 
 
 def _edges(scores: Sequence[Mapping[int, int]]) -> Ints:
