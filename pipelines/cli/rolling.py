@@ -1,4 +1,4 @@
-"""rollout status, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
+"""rollout status, report, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import ledger
 from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
+from pipelines.cli import rollout_page
 from pipelines.contracts import Order, Release
 from pipelines.deploy import moves, repository, stages
 from pipelines.deploy.stages import Said
@@ -27,17 +28,19 @@ ORDERS: Mapping[str, Callable[[Release, Said], Order]] = {
     "abort": stages.abort,
 }
 """What a person can order: `advance` goes to the next stage whatever the guard says, if the version answers."""
-VERBS = ("status", *ORDERS)
+VERBS = ("status", "report", *ORDERS)
 
 
 def run(params: Params, settings: Settings, verb: str, reason: str) -> dict[str, Any]:
-    """Carry out ``verb``; answers as :func:`status`.
+    """Carry out ``verb``; answers as :func:`status`, or where the page is.
 
     Raises ConfigError without a reason for an order, ConflictError if the case is retired, no rollout is under way or
     somebody else was first, Unavailable if a version that should answer more does not answer: nothing is changed then.
     """
     if verb == "status":
         return status(params, settings)
+    if verb == "report":
+        return rollout_page.write(params, settings)
     if not reason.strip():
         raise ConfigError(f"rollout {verb} needs a reason, it is kept in the ledger: --reason '...'")
     with repository.alone(settings.model_repository, params.case):
