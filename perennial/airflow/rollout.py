@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseSensorOperator, PokeReturnValue
+from airflow.sdk import DAG, BaseSensorOperator, PokeReturnValue, XComArg
 
 from perennial.airflow.deadlines import deadline
 from perennial.airflow.deadlines import rollout as rollout_deadline
 from perennial.airflow.failures import keeping_errors, tell_failure
-from perennial.airflow.operators import task_settings
+from perennial.airflow.operators import StepOperator, task_settings
 from perennial.airflow.run import DEFAULTS, clock_param, failing_fast, resolve_as_of, small
+from perennial.airflow.trigger import TriggerOnce
 from pipelines.cases import load_case
 from pipelines.line import runner
-from pipelines.line.order import TICK
+from pipelines.line.order import ROLLOUT, TICK
 from pipelines.params import Params
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ def rollout(params: Params) -> DAG:
     ) as dag:
         RolloutSensor(task_id=TICK.name, case=params.case, poke_interval=pause(params), timeout=LONGEST)
     return dag
+
+
+def trial(params: Params, rollout: StepOperator) -> TriggerOnce:
+    """The task that starts the run of a candidate, whose rollout the task ``rollout`` opened, or that waits; once."""
+    key = f"((ti.xcom_pull(task_ids='{ROLLOUT.name}', key='{ROLLOUT.event}') or {{}}).get('candidate') or '')[:16]"
+    return TriggerOnce(
+        task_id=ROLLOUT.event,
+        case=params.case,
+        trigger_dag_id=f"{params.case}_rollout",
+        trigger_run_id=f"candidate__{{{{ {key} }}}}",
+        conf=XComArg(rollout, key=ROLLOUT.event),
+    )
 
 
 def pause(params: Params) -> timedelta:

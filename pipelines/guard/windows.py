@@ -16,8 +16,8 @@ from pipelines.guard.evidence import Mirrored, Seen, Side
 from pipelines.measures import decided
 from pipelines.moments import parse_utc
 
-LATE = timedelta(seconds=2)
-"""So long after its end a window is complete: a mirrored row is answered after its receipt."""
+LATE = timedelta(seconds=6)
+"""So long after its end a window is complete: an answer takes its time, and a mirrored row's comes after the reply."""
 FAILED = ("fallback", "error", "timeout")
 
 

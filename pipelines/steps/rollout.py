@@ -1,7 +1,4 @@
-"""rollout: let a promoted candidate serve, at once or by a rollout in stages that this step opens.
-
-By the handshake with Triton and one compare-and-swap in the ledger.
-"""
+"""rollout: let a promoted candidate serve, at once or in stages: a handshake with Triton, one row of the ledger."""
 
 from __future__ import annotations
 
@@ -47,10 +44,9 @@ def work(run: Run, read: Read) -> Work:
             outcome, release = _release(run, candidate, DatasetFacts.of(read["dataset"]).champion)
         if outcome == "promoted":
             _project(run.settings, run.case)
-        seq = release.seq if release else None
-        if outcome in {"opened", "waits"} or (outcome == "promoted" and stages.underway(release)):
-            return RolloutFacts(outcome=outcome, version=version, seq=seq, candidate=candidate.candidate_key)
-        return RolloutFacts(outcome=outcome, version=version, seq=seq)
+        goes_on = outcome in {"opened", "waits"} or (outcome == "promoted" and stages.underway(release))
+        more = {"candidate": candidate.candidate_key} if goes_on else {}
+        return RolloutFacts(outcome=outcome, version=version, seq=release.seq if release else None, **more)
 
     return Work(build)
 

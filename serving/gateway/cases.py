@@ -20,6 +20,8 @@ from serving.gateway.refusals import Tally
 from serving.gateway.routing import Route
 from serving.gateway.rows import Shape, figure_shape, label_shape, row_shape
 from serving.gateway.settings import Bounds
+from serving.gateway.shadow import Shadow
+from serving.gateway.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ class Case:
     ``route`` is what the ledger said last (None: no champion); ``standing_in`` says who answers in the champion's place
     ("": nobody), ``pressed`` is the lane that turned the newest request away; ``users`` counts the requests that are
     using the case; ``asked`` is the newest request to close its segments that was followed. ``alone`` is held by who
-    uses the index or appends to the prediction log.
+    uses the index or appends to the prediction log. ``trying`` says why the champion answers for the challenger ("": it
+    answers itself).
     """
 
     fields: Fields
@@ -44,9 +47,14 @@ class Case:
     labels_log: Log
     refusals_log: Log
     figures_log: Log
+    traffic_log: Log
+    shadow_log: Log
     index: Index
+    traffic: Traffic
+    shadow: Shadow
     route: Route | None = None
     standing_in: str = ""
+    trying: str = ""
     pressed: Lane | None = None
     kept: Kept | None = None
     users: int = 0
@@ -80,7 +88,8 @@ class Case:
     @property
     def logs(self) -> tuple[Log, ...]:
         """Everything that it writes lines into."""
-        return self.labels_log, self.predictions_log, self.refusals_log, self.figures_log
+        judged = self.labels_log, self.figures_log
+        return *judged, self.predictions_log, self.refusals_log, self.traffic_log, self.shadow_log
 
 
 def open_case(
@@ -110,6 +119,11 @@ def open_case(
     index = Index(settings.root / "gateway" / f"{fields.case}.ids.db", folder / "predictions", fields.names)
     index.catch_up()
     newest = asked(settings.log_request(fields.case))
+    traffic = Traffic(
+        bounds.traffic_seconds,
+        lambda arm, outcome, count: metrics.arm_rows.labels(fields.case, arm, outcome).inc(count),
+        number=fields.number is not None,
+    )
     return Case(
         fields,
         times,
@@ -121,6 +135,10 @@ def open_case(
         logs["labels"],
         logs["refusals"],
         logs["figures"],
+        logs["traffic"],
+        logs["shadow"],
         index,
+        traffic,
+        Shadow(bounds.shadow_rows),
         asked=newest,
     )

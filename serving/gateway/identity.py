@@ -29,7 +29,7 @@ from pipelines.segments import read as read_closed
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 
-FORMAT = "3"
+FORMAT = "4"
 PATIENCE_SECONDS = 2.0
 REBUILD_SECONDS = 300.0
 _PAUSE_SECONDS = 0.002
@@ -39,16 +39,17 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
     id TEXT PRIMARY KEY, digest BLOB NOT NULL, event_us INTEGER NOT NULL, received_us INTEGER NOT NULL,
-    version INTEGER NOT NULL, prediction INTEGER NOT NULL, score REAL NOT NULL, by_default INTEGER NOT NULL
+    version INTEGER NOT NULL, prediction INTEGER NOT NULL, score REAL NOT NULL, by_default INTEGER NOT NULL,
+    arm TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _INSERT = """
-INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
     digest = excluded.digest, event_us = excluded.event_us, received_us = excluded.received_us,
     version = excluded.version, prediction = excluded.prediction, score = excluded.score,
-    by_default = excluded.by_default
+    by_default = excluded.by_default, arm = excluded.arm
     WHERE excluded.received_us < answers.received_us
 """
 _BATCH = 10_000
@@ -61,8 +62,8 @@ _encode = msgspec.json.Encoder().encode
 class Answer(NamedTuple):
     """What was answered for an id first.
 
-    A digest of the features, event time and receipt in microseconds since 1970, version, prediction and score, and
-    whether these are the declared default.
+    A digest of the features, event time and receipt in microseconds since 1970, version, prediction and score, whether
+    these are the declared default, and the row's arm if a rollout was under way.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Answer(NamedTuple):
     prediction: int | float
     score: float
     by_default: bool = False
+    arm: str = ""
 
 
 def digest(features: Sequence[Any]) -> bytes:
@@ -115,8 +117,8 @@ class Index:
     def find(self, ids: Iterable[str]) -> dict[str, Answer]:
         """The answers of those ids that have one."""
         query = (
-            "SELECT id, digest, event_us, received_us, version, prediction, score, by_default FROM answers WHERE id IN "
-            "(SELECT value FROM json_each(?))"
+            "SELECT id, digest, event_us, received_us, version, prediction, score, by_default, arm FROM answers "
+            "WHERE id IN (SELECT value FROM json_each(?))"
         )
         try:
             return {row[0]: Answer(*row) for row in self._connection.execute(query, (_encode(list(ids)).decode(),))}
@@ -250,6 +252,7 @@ class Index:
                     value["prediction"],
                     value["score"],
                     value.get("outcome") == DEFAULT,
+                    value.get("arm", ""),
                 )
             ]
         except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """Open Inference Protocol, version 2: what its two ways in, REST and gRPC, have in common.
 
-A model is a case, and its version the one that the ledger has released. Nobody chooses another one from outside: a
-request that names a version is refused if that is not the champion, and is not answered by what stands in for it.
+A model is a case, and its version the one that the ledger has released. A request that names a version is refused if
+that is neither the champion nor a challenger on trial, and is not answered by what stands in for it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def version_of(text: str) -> int | None:
 
 
 def versions(gateway: Gateway, case: Case, only: int | None) -> list[str]:
-    """The versions that a model's metadata names: the champion, if there is one.
+    """The versions that a model's metadata names: the champion, if there is one, and a challenger on trial.
 
     Raises Refused (404) if ``only`` is another one.
     """
@@ -88,10 +88,16 @@ def versions(gateway: Gateway, case: Case, only: int | None) -> list[str]:
         if only is not None:
             raise
         return []
-    return [str(champion.number)]
+    rollout = None if case.route is None else case.route.rollout
+    if only is not None or rollout is None or rollout.challenger is None:
+        return [str(champion.number)]
+    return [str(champion.number), str(rollout.challenger.number)]
 
 
 def model_ready(found: Mapping[str, Any], case: str, only: int | None) -> bool:
-    """Whether a case's champion answers, by the answer of the gateway's readiness, and is the version ``only``."""
+    """Whether a case's champion answers, or the version ``only`` on trial, by the answer of the gateway's readiness."""
     about = found["cases"].get(case, {"ready": False})
+    challenger = about.get("challenger")
+    if challenger is not None and only == challenger["version"]:
+        return bool(challenger["ready"])
     return bool(about["ready"]) and only in (None, about["champion"])

@@ -19,6 +19,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from pipelines.contracts import Stage
 from pipelines.params import Slo
 from serving.gateway.tracing import Course
 
@@ -37,6 +38,8 @@ SCORED = ("predict", "infer")
 """The routes whose answers are scores."""
 GONE = 499
 """The status that is counted of a request whose client went away before it had its answer: nobody else is at fault."""
+STAGES: tuple[Stage, ...] = ("full", "shadow", "canary", "soak")
+"""Of a rollout by their numbers; ``full``: none is under way."""
 KEPT_SECONDS = 3600.0
 """How long a version is told of that is neither champion nor previous release any more: longer than any rule looks."""
 _PREFIX = "perennial_gateway_"
@@ -122,6 +125,17 @@ class Metrics:
         self.ledger_damaged = self._gauge(
             "ledger_damaged", "1 while rows of the case are not what the ledger wrote, see /readyz", "case"
         )
+        self.challenger = self._gauge("challenger_version", "the challenger of the case's rollout, 0: none", "case")
+        self.challenger_refused = self._gauge(
+            "challenger_refused", "1 while the challenger cannot be served here, so that the champion answers", "case"
+        )
+        self.rollout_stage = self._gauge(
+            "rollout_stage", "how far the case's rollout is: 0 none, 1 shadow, 2 canary, 3 soak", "case"
+        )
+        self.rollout_weight = self._gauge("rollout_weight", "share of keys that meet the challenger", "case")
+        self.arm_rows = self._counter(
+            "arm_rows", "rows while a rollout is under way, by arm and what became of them", "case", "arm", "outcome"
+        )
         self.inside = Gauge(
             f"{_PREFIX}requests_inside",
             "requests that are being answered now",
@@ -192,6 +206,13 @@ class Metrics:
                     metric.remove_by_labels({"case": case, "version": version})
                     metric.labels.cache_clear()  # type: ignore[union-attr]  # see _kept
 
+    def show_rollout(self, case: str, stage: Stage, challenger: int, share: float, *, refused: bool) -> None:
+        """Tell what of a case is under way."""
+        self.rollout_stage.labels(case).set(STAGES.index(stage))
+        self.challenger.labels(case).set(challenger)
+        self.rollout_weight.labels(case).set(share)
+        self.challenger_refused.labels(case).set(int(refused))
+
     def promise(self, slos: Mapping[str, Slo]) -> None:
         """What is promised of the cases that are served."""
         self._slos = slos
@@ -216,6 +237,7 @@ class Metrics:
         own = (self.champion, self.fallback, self.fields_refused, self.case_broken, self.case_retired)
         for gauge in (*own, self.ledger_damaged):
             gauge.labels(case).set(0)
+        self.show_rollout(case, "full", 0, 0.0, refused=False)
 
     def watch_poll(self, polled: Callable[[], float | None]) -> None:
         """Let the poll age follow ``polled``, the monotonic time of the last good poll."""

@@ -336,6 +336,11 @@ def _reply(fields: Fields) -> Json:
                 "version is 0"
             ),
         },
+        "arm": {
+            "type": "string",
+            "enum": ["champion", "challenger"],
+            "description": "only while a rollout is under way: whose answers the row's key gets, see docs/rollouts.md",
+        },
     }
     answer: Json = {"prediction_id": FIRST, "version": 1, "prediction": _example_of(fields, 0)}
     if fields.number is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -12,24 +13,19 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from pipelines.contracts import DEFAULT, ELSEWHERE
-from pipelines.encoding import Columns
-from pipelines.errors import Crowded, Unavailable
-from pipelines.fields import EVENT_TIME
-from pipelines.problems import default_scores
+from pipelines.contracts import DEFAULT, ELSEWHERE, Arm
 from serving.gateway import refusals
-from serving.gateway.cache import keys
 from serving.gateway.cases import Case
-from serving.gateway.connections import RETRY_SECONDS
 from serving.gateway.identity import Answer, digest, microseconds
 from serving.gateway.joining import Late
 from serving.gateway.log import Position
 from serving.gateway.protections import Place
 from serving.gateway.refusal import Refused, refused
 from serving.gateway.rows import Unfit, check_times, read, read_each
+from serving.gateway.scoring import columns, promised, score
 from serving.gateway.state import INLINE_BYTES, Gateway, in_thread
-from serving.gateway.tracing import asks, given, phase
-from serving.gateway.versions import Version
+from serving.gateway.tracing import given, phase
+from serving.gateway.trial import Part, by_arm, note
 
 T = TypeVar("T")
 
@@ -50,16 +46,21 @@ class Line(msgspec.Struct, gc=False):
     scores: list[float] | UnsetType = UNSET
     traceparent: str | UnsetType = UNSET
     outcome: str | UnsetType = UNSET
+    arm: str | UnsetType = UNSET
 
 
 class AnswerRow(msgspec.Struct, gc=False):
-    """One row of the reply; a number has no score beside it, and ``default`` is there where it is true."""
+    """One row of the reply; a number has no score beside it, and ``default`` is there where it is true.
+
+    ``arm`` is there if the row was answered while a rollout was under way.
+    """
 
     prediction_id: str
     version: int
     prediction: int | str | float
     score: float | UnsetType = UNSET
     default: bool | UnsetType = UNSET
+    arm: str | UnsetType = UNSET
 
 
 class Reply(msgspec.Struct, gc=False):
@@ -103,14 +104,6 @@ class Row(NamedTuple):
 
 Scored = tuple[Row, Answer, list[float] | UnsetType]
 """A row, its answer, and in a case with classes the scores of all of them."""
-KEPT = 0.7
-"""What part of a promised p99, or of the deadline, the scores may take.
-
-The pace that it is held against is a mean, and log and reply follow.
-"""
-INLINE_ROWS = 1000
-"""Of so many rows the keys of kept scores are made where they are read: in a few milliseconds."""
-PREVIOUS = "the previous release"
 CONFLICT = "conflict"
 """Why a row is refused whose id belongs to another one."""
 _encoder = msgspec.json.Encoder()
@@ -128,7 +121,7 @@ def in_time(gateway: Gateway, case: Case) -> None:
     if case.fields.text is None and case.serving.default is None:
         now = time.monotonic()
         deadline = gateway.triton.deadline(seconds=case.serving.deadline_seconds)
-        promise = _promised(case.serving.slo.p99_ms, datetime.now(UTC), deadline) - now
+        promise = promised(case.serving.slo.p99_ms, datetime.now(UTC), deadline) - now
         if late := lane.wait(1).late(promise, promise):
             raise Late(lane, late, 1)
     case.pressed = None
@@ -188,18 +181,25 @@ async def _fresh(
     fresh = [row for row in rows if not row.digest or (row.id not in answers and asked[row.id] is row)]
     repeated = len(rows) - len(fresh)
     if fresh:
-        columns = dict(zip(case.fields.names, zip(*(row.features for row in fresh), strict=True), strict=True))
-        columns[EVENT_TIME] = tuple(row.event_time for row in fresh)
-        version, scores = await _score(gateway, case, columns, only, received)
-        scored = await gateway.apart(size, _scored, case, fresh, received, version, scores)
+        route = case.route
+        parts: list[Part] = []
+        if only is not None or route is None or route.rollout is None:
+            found_by, scores, _ = await score(gateway, case, route, columns(case, fresh), received, only)
+            scored = await gateway.apart(size, _scored, case, fresh, received, found_by, scores)
+        else:
+            parts = await by_arm(gateway, case, route, route.rollout, fresh, received)
+            scored = await gateway.apart(size, _scored_parts, case, received, parts)
         with phase("log"):
             raced = await _logged(gateway, case, size, scored, request_id, received, len(rows))
+        if parts and route is not None and route.rollout is not None:
+            note(gateway, case, route, route.rollout, parts, scored, raced, received)
         found = {answer.id: answer for _, answer, _ in scored} | raced
         repeated += len(raced)
-        if version == ELSEWHERE:
-            gateway.metrics.defaults.labels(case.name).inc(len(fresh) - len(raced))
-        else:
-            gateway.metrics.rows.labels(case.name, version).inc(len(fresh) - len(raced))
+        for version, count in _by_version(scored, raced, several=len(parts) > 1).items():
+            if version == ELSEWHERE:
+                gateway.metrics.defaults.labels(case.name).inc(count)
+            else:
+                gateway.metrics.rows.labels(case.name, version).inc(count)
     if repeated:
         gateway.metrics.repeated.labels(case.name).inc(repeated)
     return found
@@ -221,7 +221,7 @@ async def answer_each(gateway: Gateway, case: Case, place: Place, body: bytes) -
     received = datetime.now(UTC)
     request_id = os.urandom(16).hex()
     with phase("read"):
-        rows, unfit, hours = await _taken(gateway, case, body, received, _read_each)
+        rows, unfit, places = await _taken(gateway, case, body, received, _read_each)
         await place.rows(len(rows) + len(unfit))
     asked: dict[str, Row] = {}
     for row in rows:
@@ -238,8 +238,8 @@ async def answer_each(gateway: Gateway, case: Case, place: Place, body: bytes) -
                 raise
             continue  # somebody has just logged one of these ids with another row: it is found now, and nothing logged
         break
-    for number, hour in hours.items():
-        case.refused.add({hour: 1}, refusals.champion(case), unfit[number])
+    for number, (hour, arm) in places.items():
+        refusals.refuse(case, arm, {hour: 1}, unfit[number], received)
     for one in errors.values():
         refused(gateway.metrics, case.name, one)
     found: dict[int, Answer | Refused] = {row.number: answers[row.id] for row in left}
@@ -248,18 +248,23 @@ async def answer_each(gateway: Gateway, case: Case, place: Place, body: bytes) -
 
 def _read_each(
     case: Case, body: bytes, received: datetime
-) -> tuple[list[Row], dict[int, Refused], dict[int, datetime]]:
-    """The rows that are as declared; by their number what is wrong with the others, and the hours of these."""
+) -> tuple[list[Row], dict[int, Refused], dict[int, tuple[datetime, Arm]]]:
+    """The rows that are as declared; by their number what is wrong with the others, and the hours and arms of these."""
     rows: list[Row] = []
     unfit: dict[int, Refused] = {}
-    hours: dict[int, datetime] = {}
+    places: dict[int, tuple[datetime, Arm]] = {}
+    rollout = None if case.route is None else case.route.rollout
     for number, item in enumerate(read_each(case.rows, body, case.times, received)):
         if isinstance(item, Unfit):
             unfit[number] = item.error
-            [hours[number]] = refusals.hours(item.text, 1, case.times, received)
+            [hour] = refusals.hours(item.text, 1, case.times, received)
+            arm: Arm = "champion"
+            if rollout is not None:
+                [arm] = refusals.arms_of(item.text, 1, case.fields, rollout)
+            places[number] = hour, arm
         else:
             rows.append(_row(number, item, received, case))
-    return rows, unfit, hours
+    return rows, unfit, places
 
 
 def _conflicts(rows: Iterable[Row], asked: Mapping[str, Row], answers: Mapping[str, Answer]) -> dict[int, Refused]:
@@ -329,10 +334,13 @@ def _reply_each(case: Case, request_id: str, found: Sequence[Answer | Refused]) 
 
 def _answer_rows(case: Case, found: Sequence[Answer]) -> list[AnswerRow]:
     if case.fields.number is not None:
-        return [AnswerRow(one.id, one.version, one.score, UNSET, one.by_default or UNSET) for one in found]
+        return [
+            AnswerRow(one.id, one.version, one.score, UNSET, one.by_default or UNSET, one.arm or UNSET) for one in found
+        ]
     names = case.fields.classes or (0, 1)
     return [
-        AnswerRow(one.id, one.version, names[int(one.prediction)], one.score, one.by_default or UNSET) for one in found
+        AnswerRow(one.id, one.version, names[int(one.prediction)], one.score, one.by_default or UNSET, one.arm or UNSET)
+        for one in found
     ]
 
 
@@ -355,7 +363,22 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     )
 
 
-def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, scores: Sequence[float]) -> list[Scored]:
+def _by_version(scored: Sequence[Scored], raced: Mapping[str, Answer], *, several: bool) -> dict[int, int]:
+    """How many of the rows that are in the log now each version answered."""
+    if not several:  # all of them the same one
+        return {scored[0][1].version: len(scored) - len(raced)}
+    return Counter(answer.version for _, answer, _ in scored if answer.id not in raced)
+
+
+def _scored_parts(case: Case, received: datetime, parts: Sequence[Part]) -> list[Scored]:
+    """What the scores of the rows of each arm mean, in the order of the rows."""
+    scored = [one for part in parts for one in _scored(case, part.rows, received, part.version, part.scores, part.arm)]
+    return sorted(scored, key=lambda one: one[0].number)
+
+
+def _scored(
+    case: Case, rows: Sequence[Row], received: datetime, version: int, scores: Sequence[float], arm: str = ""
+) -> list[Scored]:
     """What the ``scores`` of all rows mean.
 
     One for each is the positive class's, or the predicted number; several are the classes', of which the likeliest is
@@ -378,6 +401,7 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
                     score if number else int(score >= 0.5),
                     score,
                     by_default,
+                    arm,
                 ),
                 UNSET,
             )
@@ -388,7 +412,7 @@ def _scored(case: Case, rows: Sequence[Row], received: datetime, version: int, s
         own = list(scores[start : start + outputs])
         best = max(own)
         moment = now if row.given is None else row.given
-        answer = Answer(row.id, row.digest, moment, now, version, own.index(best), best, by_default)
+        answer = Answer(row.id, row.digest, moment, now, version, own.index(best), best, by_default, arm)
         scored.append((row, answer, own))
     return scored
 
@@ -423,106 +447,6 @@ def _conflict(row: Row, count: int) -> Refused:
         f"row {row.number}: its prediction_id was used before, for other features or another event_time: send a new one"
     )
     return Refused(409, CONFLICT, text, field="prediction_id", row=row.number, rows=count)
-
-
-async def _score(
-    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
-) -> tuple[int, list[float]]:
-    """The version that answered and its scores: the champion's, the previous release's, or ``ELSEWHERE`` and a default.
-
-    Raises what :func:`_released` raises if the case declares no default, or ``only`` one version may answer.
-    """
-    try:
-        return await _released(gateway, case, columns, only, received)
-    except (Unavailable, Late) as error:
-        scores, count = default_scores(case.fields, case.serving.default), len(columns[EVENT_TIME])
-        if scores is None or only is not None:
-            if isinstance(error, Late):
-                case.pressed = error.lane
-            if isinstance(error, Crowded):
-                again = {"Retry-After": str(RETRY_SECONDS)}
-                raise Refused(503, "overload", str(error), rows=count, headers=again) from error
-            raise
-        asks(None)
-        if not isinstance(error, Late | Crowded):  # who is late is no news, and the next one may be in time
-            _flag(gateway, case, "the declared default", str(error))
-        return ELSEWHERE, [*scores] * count
-
-
-async def _released(
-    gateway: Gateway, case: Case, columns: Columns, only: int | None, received: datetime
-) -> tuple[int, list[float]]:
-    """The champion's scores, or while it does not answer, the previous release's (with its own encoding).
-
-    Raises Unavailable if neither can answer, Crowded if the champion's queue in Triton has no room, and Late if more
-    rows wait than can be answered as is promised, by whichever release: it is one Triton.
-    """
-    champion, previous = gateway.routing.versions(case.name, case.route, only)
-    texts = 0 if case.fields.text is None else len(columns[case.fields.text.name])
-    deadline = gateway.triton.deadline(texts, case.serving.deadline_seconds)
-    promised = _promised(case.serving.slo.p99_ms, received, deadline)
-    try:
-        scores = await _scored_by(gateway, case, champion, columns, deadline, promised)
-    except Crowded:  # it answers: another release would have no more room
-        raise
-    except Unavailable as error:
-        gateway.metrics.triton_errors.labels(case.name, champion.number).inc()
-        if previous is None or time.monotonic() >= deadline:
-            raise
-        try:
-            scores = await _scored_by(gateway, case, previous, columns, deadline, promised)
-        except Unavailable:
-            raise error from None
-        _flag(gateway, case, PREVIOUS, str(error))
-        return previous.number, scores
-    _flag(gateway, case, "", "")
-    return champion.number, scores
-
-
-def _promised(p99_ms: float | None, received: datetime, deadline: float) -> float:
-    """The monotonic time by which scores must be there for what is promised of a request that was ``received``.
-
-    Where nothing is promised, or more than the deadline grants, who is let in shall not miss that.
-    """
-    now = time.monotonic()
-    granted = KEPT * (deadline - now)
-    if p99_ms is None:
-        return now + granted
-    spent = max(0.0, (datetime.now(UTC) - received).total_seconds())
-    return now + max(0.0, min(KEPT * p99_ms / 1000 - spent, granted))
-
-
-async def _scored_by(
-    gateway: Gateway, case: Case, version: Version, columns: Columns, deadline: float, promised: float
-) -> list[float]:
-    """A version's scores of rows: those that are kept, and of the others Triton's."""
-    asks(version.number)
-    kept = case.cache()
-    if kept is None:
-        return await gateway.triton.score_rows(case.fields, version, columns, deadline, promised)
-    count = len(columns[EVENT_TIME])
-    if count > INLINE_ROWS:
-        known = await in_thread(keys, case.fields, columns)
-    else:
-        known = keys(case.fields, columns)
-    found = kept.find(version.number, known)
-    missing = [place for place, scores in enumerate(found) if scores is None]
-    gateway.metrics.cached.labels(case.name).inc(count - len(missing))
-    if missing:
-        rest = {name: tuple(values[place] for place in missing) for name, values in columns.items()}
-        fresh = await gateway.triton.score_rows(case.fields, version, rest, deadline, promised)
-        each = kept.keep(version.number, [known[place] for place in missing], fresh)
-        for place, scores in zip(missing, each, strict=True):
-            found[place] = scores
-    return [score for scores in found if scores is not None for score in scores]
-
-
-def _flag(gateway: Gateway, case: Case, who: str, why: str) -> None:
-    """Say once, in log and metric, when somebody starts and stops to stand in for the champion."""
-    if case.standing_in != who:
-        case.standing_in = who
-        gateway.metrics.fallback.labels(case.name).set(int(who == PREVIOUS))
-        log.warning("%s: %s", case.name, f"{who} answers: {why}" if who else "the champion answers again")
 
 
 def _log(
@@ -572,6 +496,7 @@ def _lines(fresh: Iterable[Scored], request_id: str, received: datetime) -> byte
                 scores,
                 parent,
                 DEFAULT if answer.by_default else UNSET,
+                answer.arm or UNSET,
             )
             for row, answer, scores in fresh
         ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import Crowded, PerennialError
-from serving.gateway.versions import probe
+from serving.gateway.versions import Version, probe
 
 if TYPE_CHECKING:
     from serving.gateway.cases import Case
-    from serving.gateway.routing import Route
+    from serving.gateway.routing import Rollout, Route
     from serving.gateway.state import Gateway
 
 
@@ -61,16 +62,34 @@ async def _ask(gateway: Gateway) -> dict[str, Any]:
 
 
 async def _probe(gateway: Gateway, case: Case, route: Route) -> dict[str, Any]:
-    """Whether the champion of a route answers a real inference."""
+    """Whether the champion of a route answers a real inference; of a challenger on trial it is told as well."""
     about: dict[str, Any]
     try:
         champion, _previous = gateway.routing.versions(case.name, route)
-        parts = await champion.parts(probe(case.fields))
-        await gateway.triton.score(case.fields, champion.number, parts, gateway.triton.deadline())
-        about = {"champion": champion.number, "ready": True}
-    except Crowded:  # its queue is full: it answers others
+        await _answers(gateway, case, champion)
         about = {"champion": champion.number, "ready": True}
     except PerennialError as error:
         number = route.release.champion if route.release else None
         about = {"champion": number, "ready": False, "error": str(error)}
+    if route.rollout is not None and route.rollout.number is not None:
+        about["challenger"] = await _on_trial(gateway, case, route.rollout)
     return about | ({"damaged": route.damaged} if route.damaged else {})
+
+
+async def _on_trial(gateway: Gateway, case: Case, rollout: Rollout) -> dict[str, Any]:
+    """The same of a challenger: the champion answers for one that does not."""
+    about = {"version": rollout.number, "stage": rollout.stage}
+    if rollout.challenger is None:
+        return about | {"ready": False, "error": rollout.refused}
+    try:
+        await _answers(gateway, case, rollout.challenger)
+    except PerennialError as error:
+        return about | {"ready": False, "error": str(error)}
+    return about | {"ready": True}
+
+
+async def _answers(gateway: Gateway, case: Case, version: Version) -> None:
+    """Raises what keeps a version from answering, beside a full queue: then it answers others."""
+    parts = await version.parts(probe(case.fields))
+    with suppress(Crowded):
+        await gateway.triton.score(case.fields, version.number, parts, gateway.triton.deadline())

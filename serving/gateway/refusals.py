@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from pipelines.contracts import RefusalLine
-from pipelines.fields import EARLIEST, EVENT_TIME, LATEST
+from pipelines.contracts import Arm, RefusalLine
+from pipelines.fields import EARLIEST, EVENT_TIME, LATEST, Fields
 from pipelines.moments import parse_moment
 from pipelines.params import EventTimes
 from serving.gateway.refusal import Refused, declared
@@ -25,10 +26,10 @@ from serving.gateway.rows import MOST_REPEATS
 if TYPE_CHECKING:
     from serving.gateway.cases import Case
     from serving.gateway.log import Log
+    from serving.gateway.routing import Rollout
     from serving.gateway.state import Gateway
 
-ARM = "champion"
-"""Who would have answered: the only arm there is."""
+PREDICTION_ID = "prediction_id"
 TOO_MANY = "too_many"
 """A request that is refused for its length alone: nothing is wrong with its rows, which come again in shorter ones."""
 _TIMES = re.compile(rb'"' + EVENT_TIME.encode() + rb'"[ \t\n\r]*:[ \t\n\r]*"([^"\\]{10,40})"')
@@ -42,6 +43,7 @@ class Key(NamedTuple):
     version: int | None
     reason: str
     field: str
+    arm: Arm
 
 
 class Tally:
@@ -50,10 +52,10 @@ class Tally:
     def __init__(self) -> None:
         self.rows: Counter[Key] = Counter()
 
-    def add(self, hours: Mapping[datetime, int], version: int | None, error: Refused) -> None:
-        """Count rows, by the beginning of their hour, that were refused by ``error``."""
+    def add(self, hours: Mapping[datetime, int], version: int | None, error: Refused, arm: Arm = "champion") -> None:
+        """Count rows, by the beginning of their hour, that were refused by ``error`` and belong to ``arm``."""
         for hour, rows in hours.items():
-            self.rows[Key(hour, version, error.reason, declared(error))] += rows
+            self.rows[Key(hour, version, error.reason, declared(error), arm)] += rows
 
     def write(self, log: Log) -> int:
         """Write what was counted; returns how many lines that took. A log that refuses them is asked again later."""
@@ -63,7 +65,7 @@ class Tally:
         lines = [
             RefusalLine(
                 hour=key.hour.isoformat(),
-                arm=ARM,
+                arm=key.arm,
                 version=key.version,
                 field=key.field,
                 reason=key.reason,
@@ -87,7 +89,34 @@ async def note(gateway: Gateway, case: Case, error: Refused, body: bytes, receiv
     """
     if counts(error):
         found = await gateway.apart(len(body), hours, body, error.rows, case.times, received)
-        case.refused.add(found, champion(case), error)
+        rollout = None if case.route is None else case.route.rollout
+        if rollout is None:
+            refuse(case, "champion", found, error, received)
+            return
+        arms = await gateway.apart(len(body), arms_of, body, error.rows, case.fields, rollout)
+        for arm, own in _shared(found, arms).items():
+            refuse(case, arm, own, error, received)
+
+
+def refuse(case: Case, arm: Arm, hours: Mapping[datetime, int], error: Refused, received: datetime) -> None:
+    """Count rows of an arm that were refused, and for the guard of a rollout, if one is under way."""
+    rollout = None if case.route is None else case.route.rollout
+    version = rollout.number if rollout is not None and arm == "challenger" else champion(case)
+    case.refused.add(hours, version, error, arm)
+    if rollout is not None:
+        case.traffic.count(received, arm, version or 0, "refused", sum(hours.values()))
+
+
+def _shared(hours: Counter[datetime], arms: Mapping[Arm, int]) -> dict[Arm, Counter[datetime]]:
+    """Each arm's part of the rows of all hours: which row is in which is not known of several."""
+    left = Counter(hours)
+    found: dict[Arm, Counter[datetime]] = {}
+    for arm, rows in arms.items():
+        own = found[arm] = Counter[datetime]()
+        for hour in sorted(left):
+            own[hour] = min(left[hour], rows - own.total())
+        left -= own
+    return {arm: +own for arm, own in found.items() if own.total()}
 
 
 def counts(error: Refused) -> bool:
@@ -119,6 +148,40 @@ def hours(body: bytes, rows: int, times: EventTimes, received: datetime) -> Coun
             left -= taken
     found[_hour(received)] += left
     return +found
+
+
+def arms_of(body: bytes, rows: int, fields: Fields, rollout: Rollout) -> Counter[Arm]:
+    """How many of a body's ``rows`` belong to which arm, by the keys that stand in it.
+
+    Rows whose key cannot be read, wherever it is broken beside them, are the champion's.
+    """
+    found: Counter[Arm] = Counter()
+    left = rows
+    name = PREDICTION_ID if rollout.place is None else fields.names[rollout.place]
+    if rollout.weight:
+        for match in islice(_values(name).finditer(body), rows):
+            found[rollout.arm_of(_key(match))] += 1
+            left -= 1
+    found["champion"] += left
+    return +found
+
+
+@lru_cache(maxsize=64)
+def _values(name: str) -> re.Pattern[bytes]:
+    """Where a field's values stand that are texts without escapes, or numbers."""
+    return re.compile(
+        rb'"' + re.escape(name.encode()) + rb'"[ \t\n\r]*:[ \t\n\r]*(?:"([^"\\]{1,1000})"|(-?[0-9][0-9.eE+-]{0,30}))'
+    )
+
+
+def _key(match: re.Match[bytes]) -> str:
+    """A key as a decoded row would have it: every number is a float."""
+    if match[1] is not None:
+        return match[1].decode(errors="replace")
+    try:
+        return str(float(match[2]))
+    except ValueError:
+        return ""
 
 
 def _moment(text: bytes, times: EventTimes, received: datetime) -> datetime | None:

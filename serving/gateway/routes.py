@@ -32,7 +32,7 @@ async def predict_rows(request: Request, case: str) -> Response:
     Send a prediction_id to be able to ask again safely. The answer's prediction is 0 or 1 and its score the probability
     of 1; in a case with classes the prediction is the name of the likeliest class, and the score its probability. Where
     a number is predicted, the prediction is that number, and there is no score. A row that is refused refuses all rows
-    of its request, but with partial=true.
+    of its request, but with partial=true. While a rollout is under way, the arm says whose answer the row got.
     """
     return Response(await predicted(request.app.state.gateway, case, request.scope, request.receive), media_type=JSON)
 
@@ -114,9 +114,9 @@ async def readyz(request: Request, *, every: bool = False) -> Response:
     """Whether champions of the ledger answer a real inference: 200, or 503 and why if none does.
 
     With ``?every=true`` it is 503 if one of them does not: for who waits for a start, or for a person. No champion yet
-    is no fault. It is asked once for all who want to know within a second. ``damaged`` says of a case
-    what the ledger holds that it did not write. ``broken`` names the cases whose folders cannot be used, and what to
-    do: the others are none the worse for it.
+    is no fault, nor is a challenger that does not answer. It is asked once for all who want to know within a second.
+    ``damaged`` says of a case what the ledger holds that it did not write. ``broken`` names the cases whose folders
+    cannot be used, and what to do: the others are none the worse for it.
     """
     readiness: Readiness = request.app.state.readiness
     answer = await readiness.answer()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines import ledger
-from pipelines.contracts import Release, Retirement
+from pipelines.arms import WHOLE, challenged
+from pipelines.contracts import Arm, Release, Retirement, Stage
 from pipelines.errors import DatabaseDamaged, IntegrityError, PerennialError, Unavailable
 from pipelines.fields import Fields
 from pipelines.settings import Settings
@@ -28,11 +30,45 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """What is under way beside the champion: whose keys (of WHOLE, ``weight``) meet the challenger, by ``salt``.
+
+    ``number`` is the challenger's version (None: none is, in a soak), ``challenger`` what it is made of (None: it is
+    ``refused`` here for a reason, and the champion answers its rows). ``place`` is the position of the declared key
+    among the fields (None: the prediction id is the key).
+    """
+
+    stage: Stage
+    number: int | None = None
+    challenger: Version | None = None
+    weight: int = 0
+    salt: str = ""
+    place: int | None = None
+    mirror: bool = False
+    refused: str = ""
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the version that did not answer a row is asked for it after the reply."""
+        return self.challenger is not None and (self.mirror or self.stage == "shadow")
+
+    def arm(self, features: Sequence[Any], prediction_id: str) -> Arm:
+        """The arm of a row, by the value that keeps its arm, or its id where it has none."""
+        value = None if self.place is None else features[self.place]
+        return self.arm_of(prediction_id if value is None else str(value))
+
+    def arm_of(self, key: str) -> Arm:
+        """The arm of a key."""
+        return "challenger" if challenged(self.salt, key, self.weight) else "champion"
+
+
+@dataclass(frozen=True)
 class Route:
     """A case's champion (or why it is refused), and the release before it; None where there is none that may serve.
 
     ``damaged`` says what of the case's rows is not what the ledger wrote ("": nothing is known to be); ``release`` is
     None if that is the head. ``retired`` says since when the case is out of service: then there is no champion.
+    ``rollout`` is what is under way, None: nothing is.
     """
 
     release: Release | None
@@ -41,6 +77,7 @@ class Route:
     refused: str = ""
     damaged: str = ""
     retired: Retirement | None = None
+    rollout: Rollout | None = None
 
 
 def _numbers(route: Route | None) -> set[int]:
@@ -48,7 +85,29 @@ def _numbers(route: Route | None) -> set[int]:
     if route is None:
         return set()
     own = {version.number for version in (route.champion, route.previous) if version is not None}
+    if route.rollout is not None and route.rollout.number is not None:
+        own.add(route.rollout.number)
     return own | ({route.release.champion} if route.release is not None else set())
+
+
+def _same_artefact(one: Release, other: Release) -> bool:
+    """Whether two rows let the same files serve: those of a rollout leave its champion as it is."""
+    return (one.champion, one.candidate_key, one.bundle) == (other.champion, other.candidate_key, other.bundle)
+
+
+def _place(case: str, fields: Fields, key: str | None) -> int | None:
+    """The position of a rollout's key among the fields; None: the prediction id is the key."""
+    if key is None:
+        return None
+    if key in fields.names:
+        return fields.names.index(key)
+    log.warning("%s: its rollout goes by the key %s, which is none of its fields: prediction ids stand in", case, key)
+    return None
+
+
+def _refused(route: Route) -> bool:
+    """Whether a challenger is not served here, for a reason that may pass."""
+    return route.rollout is not None and bool(route.rollout.refused)
 
 
 class Routing:
@@ -123,9 +182,9 @@ class Routing:
     def _route(self, case: str, fields: Fields, known: Route | None) -> Route | None:
         release = ledger.head(self._settings.ledger, case)
         same = known is not None and known.release == release
-        if release is None or (same and known is not None and not known.refused and not known.damaged):
-            if release is None:
-                return None
+        if release is None:
+            return None
+        if same and known is not None and not (known.refused or known.damaged or _refused(known)):
             return known
         self._check_verdict(case, release)
         before = None
@@ -138,14 +197,17 @@ class Routing:
             log.error("%s: %s; its champion is whole and serves, without a release to stand in for it", case, damaged)
         if same and known is not None and known.champion is not None and damaged:
             return replace(known, damaged=damaged)
+        rollout, doubt = self._rollout(case, fields, release, known)
+        damaged = damaged or doubt
         previous = None
         if before is not None and before.champion != release.champion:
             with suppress(Unavailable):
                 previous = load(self._settings.root, fields, before)
         try:
-            route = Route(release, load(self._settings.root, fields, release), previous, damaged=damaged)
+            champion = self._champion(fields, release, known)
+            route = Route(release, champion, previous, damaged=damaged, rollout=rollout)
         except Unavailable as error:
-            route = Route(release, None, previous, str(error), damaged)
+            route = Route(release, None, previous, str(error), damaged, rollout=rollout)
         if known is None or known.release != release:
             log.info(
                 "%s: champion %d from release %d on (%s)",
@@ -156,15 +218,63 @@ class Routing:
             )
         return route
 
-    def _check_verdict(self, case: str, release: Release) -> None:
+    def _champion(self, fields: Fields, release: Release, known: Route | None) -> Version:
+        """The version of a release; the one that serves already, where the row is only a rollout's."""
+        served = None if known is None else known.release
+        if known is not None and known.champion is not None and served is not None and _same_artefact(served, release):
+            return known.champion
+        return load(self._settings.root, fields, release)
+
+    def _rollout(self, case: str, fields: Fields, release: Release, known: Route | None) -> tuple[Rollout | None, str]:
+        """What is under way by a row, and what of it is not what the ledger wrote: its champion answers all then."""
+        own = release.trial
+        if release.stage == "full" or own is None:
+            return None, ""
+        contender = release.contender
+        if contender is None:
+            return Rollout(release.stage), ""
+        found = Rollout(
+            release.stage,
+            contender.champion,
+            weight=0 if release.stage == "shadow" else release.weight,
+            salt=release.salt,
+            place=_place(case, fields, own.plan.get("key")),
+            mirror=bool(own.plan.get("mirror", False)),
+        )
+        before = None if known is None else known.rollout
+        told = before.refused if before is not None and before.number == found.number else ""
+        doubt = ""
+        try:
+            # Who releases by hand may do so despite a verdict, which is in the ledger all the same.
+            self._check_verdict(case, contender, promotes=own.trigger != "manual")
+            return replace(found, challenger=self._challenger(fields, contender, known)), ""
+        except IntegrityError as error:
+            found, doubt = replace(found, refused=str(error)), str(error)
+        except Unavailable as error:
+            found = replace(found, refused=str(error))
+        if told != found.refused:
+            log.error("%s: the champion answers for the challenger, too: %s", case, found.refused)
+        return found, doubt
+
+    def _challenger(self, fields: Fields, contender: Release, known: Route | None) -> Version:
+        """The version on trial; the one that is there already, where the row only moves its rollout."""
+        if known is not None and known.release is not None and known.rollout is not None:
+            before = known.release.contender
+            if before is not None and known.rollout.challenger is not None and _same_artefact(before, contender):
+                return known.rollout.challenger
+        return load(self._settings.root, fields, contender)
+
+    def _check_verdict(self, case: str, release: Release, *, promotes: bool | None = None) -> None:
         """Raises IntegrityError if the ledger has no verdict that promoted the release.
 
-        Either it does not have the verdict that the release cites, or that one did not promote it.
+        Either it does not have the verdict that the release cites, or that one did not promote it, where the release
+        ``promotes`` by it (None: if its action says so).
         """
         if release.verdict_hash is None:
             return
         verdict = ledger.verdict(self._settings.ledger, case, release.verdict_hash)["verdict"]
-        if release.action == "promote" and verdict.get("decision") != "promote":
+        by_verdict = release.action == "promote" if promotes is None else promotes
+        if by_verdict and verdict.get("decision") != "promote":
             raise IntegrityError(
                 f"ledger of {case}: row {release.seq} of releases promotes on a verdict that says "
                 f"{verdict.get('decision')}: {ledger.LOOK}"
@@ -178,6 +288,8 @@ class Routing:
             champion = route.release.champion
             refused = bool(route.refused)
         self._metrics.champion.labels(case).set(champion)
+        own = Rollout("full") if route is None or route.rollout is None else route.rollout
+        self._metrics.show_rollout(case, own.stage, own.number or 0, own.weight / WHOLE, refused=bool(own.refused))
         self._metrics.routed(case, _numbers(route))
         self._metrics.case_retired.labels(case).set(int(bool(route and route.retired)))
         self._metrics.fields_refused.labels(case).set(int(refused))
@@ -186,8 +298,8 @@ class Routing:
     def versions(self, case: str, route: Route | None, only: int | None = None) -> tuple[Version, Version | None]:
         """What a route leads to: the champion, and what stands in for it, unless ``only`` one version may answer.
 
-        Raises Refused: 410 of a retired case, 404 if the champion is another version than ``only``; Unavailable if
-        there is no champion yet, or none that may be served.
+        That may be a challenger on trial, too, for whoever asks for it by its number. Raises Refused: 410 of a retired
+        case, 404 if ``only`` is neither; Unavailable if there is no champion yet, or none that may be served.
         """
         if route is None:
             if self.polled is None:
@@ -195,6 +307,10 @@ class Routing:
             raise Unavailable(f"{case} has no champion yet: run its training (DAG {case}_training), then try again")
         if route.retired is not None:
             raise Refused(410, "retired", f"{route.retired}: it predicts no more; labels of its predictions are taken")
+        if only is not None and route.rollout is not None and only == route.rollout.number:
+            if route.rollout.challenger is None:
+                raise Unavailable(route.rollout.refused)
+            return route.rollout.challenger, None
         if route.champion is None:
             raise Unavailable(route.refused)
         if only is None:

@@ -69,6 +69,11 @@ class Bounds(BaseSettings):
     sync_seconds: float = Field(default=0.2, gt=0)
     """How often the log is made durable: what a power cut may lose (a killed process loses nothing)."""
 
+    traffic_seconds: float = Field(default=10.0, gt=0, le=3600.0)
+    """How long a stretch is whose requests are counted together while a rollout is under way: what a kill may lose."""
+    shadow_rows: int = Field(default=2_000, gt=0)
+    """Rows of one case that may wait for the other version of a rollout; what comes when there are more is dropped."""
+
     @field_validator("rate")
     @classmethod
     def _rate_is_known(cls, text: str) -> str:

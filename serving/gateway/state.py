@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Gateway:
-    """Everything that the routes use.
+    """Everything that the routes use. ``aside`` asks Triton for what no request waits for.
 
     ``cases`` are those that are served, ``broken`` says what is wrong with those that cannot work: a case that
     breaks while it is served goes on as it was, and is in both. Both are replaced, never changed.
@@ -49,6 +49,7 @@ class Gateway:
     metrics: Metrics
     routing: Routing
     triton: Triton
+    aside: Triton
     door: Door
     cases: Mapping[str, Case] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
@@ -188,6 +189,7 @@ class Gateway:
             for case in self.cases.values():
                 await self.heed(case)
             for case in [case for case in self.leaving if not case.users]:
+                case.shadow.stop(case.traffic)
                 await self.tidy(case, close=True)
                 if all(segments.closed for segments in case.logs):
                     case.index.close()
@@ -215,6 +217,7 @@ class Gateway:
         """
         retired = case.route is not None and case.route.retired is not None
         self.metrics.log_lines.labels(case.name, "refusals").inc(case.refused.write(case.refusals_log))
+        self.metrics.log_lines.labels(case.name, "traffic").inc(case.traffic.write(case.traffic_log, every=close))
         for segments in case.logs:
             if close or (retired and segments is case.predictions_log and not segments.closed):
                 closed = await segments.close()
@@ -274,7 +277,7 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
         lambda case: metrics.call_rows.labels(case).observe,
     )
     metrics.watch_waiting(triton.waiting)
-    gateway = Gateway(settings, bounds, metrics, Routing(settings, metrics), triton, door)
+    gateway = Gateway(settings, bounds, metrics, Routing(settings, metrics), triton, triton.aside(), door)
     if (failed := await gateway.take_up()) is not None:
         raise failed
     return gateway
@@ -283,6 +286,7 @@ async def start(settings: Settings, bounds: Bounds, metrics: Metrics) -> Gateway
 async def stop(gateway: Gateway) -> None:
     """Close the log's segments and the channel."""
     for case in (*gateway.cases.values(), *gateway.leaving):
+        case.shadow.stop(case.traffic)
         await gateway.tidy(case, close=True)
         case.index.close()
     await gateway.triton.close()

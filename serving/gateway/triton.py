@@ -6,6 +6,7 @@ The raw stub, not tritonclient's own client: a request is two tensors that were 
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import time
 from collections import Counter
@@ -99,13 +100,26 @@ class Triton:
         else:
             self._channel = grpc.aio.secure_channel(address, credentials(client), options=_CHANNEL)
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelInfer
+        self._left: set[Any] = set()
+        self._begin()
+
+    def _begin(self) -> None:
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
         self._usual: dict[str, float] = {}
-        self._left: set[Any] = set()
         # Of Triton nothing is said by a client that goes away, by values that it answers for with an error, and by a
         # call that had no time; and a full queue says that it works.
         spared = [asyncio.CancelledError, Refusal, Hurried, Crowded]
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=spared)
+
+    def aside(self) -> Triton:
+        """The same channel for calls that no request waits for: with lanes and breakers of their own.
+
+        They keep no request waiting in a lane, and their failures keep none from Triton. They are not told of.
+        """
+        found = copy.copy(self)
+        found._told = lambda _case: lambda _rows: None  # noqa: SLF001 - of our own kind
+        found._begin()  # noqa: SLF001
+        return found
 
     async def close(self) -> None:
         """Close the channel, once what was sent has had a moment to end."""

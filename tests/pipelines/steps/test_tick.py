@@ -271,7 +271,7 @@ def test_the_guard_sees_what_was_logged(settings):
     # The first line ends a second after its window: it is of the second one.
     assert [(one.champion.answered, one.challenger.failed) for one in looked[0]] == [(0, 0), (950, 150)]
     assert [one.mirrored.disagreed for one in looked[0]] == [0, 4]
-    tick.run(params(), settings, as_of=month(2), now=opened + 15 * MINUTE + 3 * timedelta(seconds=1), judge=judge)
+    tick.run(params(), settings, as_of=month(2), now=opened + 15 * MINUTE + timedelta(seconds=7), judge=judge)
     [_, _, third] = looked[-1]
     assert third.losses == pytest.approx([0.405465], abs=1e-5)
     assert (third.weight, third.challenger.latency, third.challenger.scores) == (500, {12: 350}, {4: 200})

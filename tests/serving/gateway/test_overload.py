@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.cases import file_of
-from serving.gateway.predict import _promised
+from serving.gateway.scoring import promised
 from tests.serving.gateway.world import (
     PREDICT,
     Scores,
@@ -168,4 +168,4 @@ def test_a_promise_leaves_room_and_ends_before_the_deadline(p99_ms, spent, grant
     """Scores may take seven tenths of what is promised, less what reading took, and of what the deadline grants."""
     now = time.monotonic()
     received = datetime.now(UTC) - timedelta(seconds=spent)
-    assert _promised(p99_ms, received, now + granted) - now == pytest.approx(left, abs=0.05)
+    assert promised(p99_ms, received, now + granted) - now == pytest.approx(left, abs=0.05)

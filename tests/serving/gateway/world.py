@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2_grpc
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.cases.loans.source import generate
-from pipelines.contracts import Order
+from pipelines.contracts import Order, Trial
 from pipelines.files import file_sha256
 from pipelines.settings import Settings
 from pipelines.text import TOKENIZER
@@ -103,18 +103,16 @@ def make_home(home: Path, port: int = 1, **settings) -> Settings:
     return Settings(home=home, triton_grpc=f"127.0.0.1:{port}", **settings)
 
 
-def release(
+def bundle(
     settings: Settings,
     version: int,
     *,
     case: str = CASE,
-    action: str = "promote",
     fields_hash: str | None = None,
     fill: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Append a release to the ledger, its bundle in place (``fill`` puts more files into it); returns the bundle."""
+    """The exported folder of a version (``fill`` puts more files into it)."""
     folder = settings.run_dir(case, datetime(2024, 1, version, tzinfo=UTC)) / "export"
-    bundle = str(folder.relative_to(settings.root))
 
     def build(work: Path) -> dict[str, str]:
         if fill is not None:
@@ -130,6 +128,20 @@ def release(
     storage.commit(
         folder, case=case, as_of=datetime(2024, 1, version, tzinfo=UTC), key=f"key-{version}", inputs={}, build=build
     )
+    return folder
+
+
+def release(
+    settings: Settings,
+    version: int,
+    *,
+    case: str = CASE,
+    action: str = "promote",
+    fields_hash: str | None = None,
+    fill: Callable[[Path], object] | None = None,
+) -> Path:
+    """Append a release to the ledger, its bundle in place (``fill`` puts more files into it); returns the bundle."""
+    folder = bundle(settings, version, case=case, fields_hash=fields_hash, fill=fill)
     head = ledger.head(settings.ledger, case)
     seq = head.seq if head else 0
     ledger.append(
@@ -139,7 +151,7 @@ def release(
             after=seq,
             champion=version,
             candidate_key=f"key-{version}",
-            bundle=bundle,
+            bundle=str(folder.relative_to(settings.root)),
             action=action,
             trigger="manual",
             reason="a test",
@@ -148,6 +160,58 @@ def release(
         ),
     )
     return folder
+
+
+def roll_out(
+    settings: Settings,
+    version: int | None,
+    weight: int = 5_000,
+    *,
+    case: str = CASE,
+    stage: str = "canary",
+    salt: str = "salt",
+    action: str = "advance",
+    fields_hash: str | None = None,
+    verdict_hash: str | None = None,
+    trigger: str = "drift",
+    fill: Callable[[Path], object] | None = None,
+    **plan: object,
+) -> None:
+    """Append a row of a rollout whose challenger is ``version`` (None: of one without, a soak), its bundle in place.
+
+    ``plan``: its parameters, as a dump has them.
+    """
+    head = ledger.head(settings.ledger, case)
+    assert head is not None
+    number = head.champion if version is None else version
+    folder = bundle(settings, number, case=case, fields_hash=fields_hash, fill=fill)
+    now = datetime.now(UTC)
+    trial = Trial(
+        candidate_key=f"key-{number}",
+        bundle=str(folder.relative_to(settings.root)),
+        mlflow_run=None,
+        verdict_hash=verdict_hash,
+        trigger=trigger,
+        as_of=head.as_of,
+        plan={"key": None, "mirror": False, **plan},
+        step=0,
+        opened=now,
+        since=now,
+    )
+    about = head.model_dump(include={"case", "champion", "candidate_key", "bundle", "as_of"})
+    told = {"trigger": "drift", "reason": "a test", "actor": "a test", "action": action, "stage": stage, "salt": salt}
+    ledger.append(
+        settings.ledger,
+        Order(**about, **told, after=head.seq, challenger=version, weight=weight, trial=trial),
+    )
+
+
+def end(settings: Settings, *, case: str = CASE, action: str = "abort") -> None:
+    """Append the row that ends a rollout: nothing is under way any more."""
+    head = ledger.head(settings.ledger, case)
+    assert head is not None
+    about = head.model_dump(include={"case", "champion", "candidate_key", "bundle", "as_of", "trigger"})
+    ledger.append(settings.ledger, Order(**about, action=action, reason="a test", actor="a test", after=head.seq))
 
 
 @contextmanager

@@ -1,0 +1,208 @@
+"""Rows that were answered, asked of the other version of a rollout: after the reply, and only as far as there is room.
+
+A case has one queue of bounded length and at most one call under way, through lanes of their own: no row of a request
+waits behind one of these. It takes a quarter of the time at most and waits while the case is pressed; what has no room
+meanwhile is dropped and counted. contracts.ShadowLine is what comes of a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextvars import Context
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from pipelines.contracts import Arm, ShadowLine
+from pipelines.errors import Crowded, DataError, PerennialError
+from pipelines.fields import EVENT_TIME
+from serving.gateway.joining import Refusal
+from serving.gateway.refusal import Refused
+from serving.gateway.traffic import Outcome
+
+if TYPE_CHECKING:
+    from serving.gateway.cases import Case
+    from serving.gateway.state import Gateway
+    from serving.gateway.traffic import Traffic
+    from serving.gateway.versions import Version
+
+MOST_ROWS = 128
+"""Rows of a call: its tensors are made in about a millisecond, in which the worker does nothing else."""
+CALL_SECONDS = 0.025
+"""A call that takes longer is followed by one of half its rows, a shorter one by one of twice as many."""
+SHARE = 0.25
+"""The part of the time that calls may be under way."""
+PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.02, 1.0
+"""The least and the longest pause between calls."""
+
+log = logging.getLogger(__name__)
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+class Pair(NamedTuple):
+    """A row that one version has answered, and the ``other`` one, which is to be asked.
+
+    ``arm`` is whose answer was given, ``score`` and ``scores`` (of classes) are that answer's.
+    """
+
+    other: Version
+    champion: int
+    challenger: int
+    arm: Arm
+    prediction_id: str
+    event_time: datetime
+    received: datetime
+    features: tuple[Any, ...]
+    score: float
+    scores: list[float] | None
+
+
+class Found(NamedTuple):
+    """What the other version said of a row: its scores, one for each output, or (None) what became of it instead."""
+
+    outcome: Outcome
+    scores: list[float] | None = None
+
+
+class Shadow:
+    """The rows of one case that wait for the other version. Used by the event loop alone."""
+
+    def __init__(self, most: int) -> None:
+        """``most`` rows wait at a time."""
+        self._most = most
+        self._rows = 16  # of the next call, at most
+        self._waiting: deque[Pair] = deque()
+        self._asked: list[Pair] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def offer(self, gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> None:
+        """Take rows that were answered, as many as there is room for."""
+        room = max(0, self._most - len(self._waiting))
+        self._waiting.extend(pairs[:room])
+        _count(case.traffic, pairs[room:], "dropped")
+        if self._waiting and self._task is None:
+            # Not in the context of a request: its time is its own.
+            self._task = asyncio.create_task(self._work(gateway, case), context=Context())
+
+    def stop(self, traffic: Traffic) -> None:
+        """Ask for nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+        self._drop(traffic)
+
+    def _drop(self, traffic: Traffic) -> None:
+        _count(traffic, [*self._asked, *self._waiting], "dropped")
+        self._asked = []
+        self._waiting.clear()
+
+    async def _work(self, gateway: Gateway, case: Case) -> None:
+        pause = PAUSE_SECONDS
+        try:
+            while self._waiting:
+                await asyncio.sleep(pause)
+                if case.pressed is None or case.pressed.idle:
+                    took = await self._ask(gateway, case)
+                    pause = min(max(PAUSE_SECONDS, took * (1 / SHARE - 1)), MOST_PAUSE_SECONDS)
+        except Exception:
+            log.exception("%s: what waits for the other version of its rollout is dropped", case.name)
+            self._drop(case.traffic)
+        finally:
+            self._task = None
+
+    async def _ask(self, gateway: Gateway, case: Case) -> float:
+        """Ask for the rows that come next; returns how many seconds that took."""
+        pairs = self._asked = self._next(case)
+        if not pairs:
+            return 0.0
+        began = time.monotonic()
+        found = await ask(gateway, case, pairs)
+        took = time.monotonic() - began
+        self._rows = max(1, self._rows // 2) if took > CALL_SECONDS else min(MOST_ROWS, 2 * self._rows)
+        self._asked = []
+        lines = _write(case, pairs, found, took)
+        gateway.metrics.log_lines.labels(case.name, "shadow").inc(lines)
+        return took
+
+    def _next(self, case: Case) -> list[Pair]:
+        """Rows for one version; those of a rollout that is over are left out."""
+        now = None if case.route is None or case.route.rollout is None else case.route.rollout.number
+        found: list[Pair] = []
+        while self._waiting and len(found) < self._rows:
+            if found and self._waiting[0].other is not found[0].other:
+                break
+            pair = self._waiting.popleft()
+            if pair.challenger == now:
+                found.append(pair)
+        return found
+
+
+async def ask(gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> list[Found]:
+    """What the other version says of rows. Where single rows may be why it has no answer, it is asked by halves."""
+    columns = dict(zip(case.fields.names, zip(*(pair.features for pair in pairs), strict=True), strict=True))
+    columns[EVENT_TIME] = tuple(pair.event_time for pair in pairs)
+    texts = 0 if case.fields.text is None else len(pairs)
+    deadline = gateway.aside.deadline(texts, case.serving.deadline_seconds)
+    try:
+        scores = await gateway.aside.score_rows(case.fields, pairs[0].other, columns, deadline)
+    except Crowded:  # it works, and answers requests
+        return [Found("dropped")] * len(pairs)
+    except (Refusal, DataError):
+        if len(pairs) == 1:
+            return [Found("error")]
+        middle = len(pairs) // 2
+        return [*await ask(gateway, case, pairs[:middle]), *await ask(gateway, case, pairs[middle:])]
+    except PerennialError:
+        return [Found("timeout" if time.monotonic() >= deadline else "error")] * len(pairs)
+    outputs = case.fields.outputs
+    return [Found("ok", list(scores[start : start + outputs])) for start in range(0, len(scores), outputs)]
+
+
+def _count(traffic: Traffic, pairs: Sequence[Pair], outcome: Outcome) -> None:
+    for pair in pairs:
+        traffic.count(pair.received, "shadow", pair.other.number, outcome, 1)
+
+
+def _write(case: Case, pairs: Sequence[Pair], found: Sequence[Found], took: float) -> int:
+    """Log what was asked, and count it: in the stretches in which the rows were received. Returns the lines."""
+    asked = [(pair, one) for pair, one in zip(pairs, found, strict=True) if one.outcome != "dropped"]
+    try:
+        if asked:
+            case.shadow_log.append(_encode_lines([_line(pair, one, took) for pair, one in asked]))
+    except Refused:  # said by the log
+        _count(case.traffic, pairs, "dropped")
+        return 0
+    for pair, one in zip(pairs, found, strict=True):
+        _count(case.traffic, [pair], one.outcome)
+    if asked:
+        scores = [max(one.scores) for _, one in asked if one.scores is not None]
+        first = asked[0][0]
+        case.traffic.answered(first.received, "shadow", first.other.number, took, scores)
+    return len(asked)
+
+
+def _line(pair: Pair, found: Found, took: float) -> ShadowLine:
+    other = None if found.scores is None else max(found.scores)
+    own: Arm = pair.arm
+    line = ShadowLine(
+        prediction_id=pair.prediction_id,
+        event_time=pair.event_time.isoformat(),
+        received_at=pair.received.isoformat(),
+        arm=own,
+        champion=pair.champion,
+        challenger=pair.challenger,
+        champion_score=pair.score if own == "champion" else other,
+        challenger_score=other if own == "champion" else pair.score,
+        ms=round(1000 * took, 3),
+    )
+    if pair.scores is not None:
+        champion, challenger = (pair.scores, found.scores) if own == "champion" else (found.scores, pair.scores)
+        if champion is not None:
+            line["champion_scores"] = champion
+        if challenger is not None:
+            line["challenger_scores"] = challenger
+    return line
