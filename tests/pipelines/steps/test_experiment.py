@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,11 @@ def plan(**change) -> dict:
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
+    """A state folder as :func:`alone` makes it."""
+    return alone(tmp_path, monkeypatch)
+
+
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A state folder without services and bundles: whatever is asked answers."""
     monkeypatch.setattr(storage, "find", lambda folder, *_a, **_more: folder)
     monkeypatch.setattr(rollout, "promote", lambda _s, _f, _v, _b, append, *_a, **_more: append())
