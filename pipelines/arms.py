@@ -6,6 +6,7 @@ Keys keep their arm: a weight that is raised only adds keys, as there is one sal
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from hashlib import blake2b
 
 WHOLE = 10_000
@@ -27,9 +28,7 @@ def challenged(salt: str, key: str, weight: int) -> bool:
 
 def latency_bin(milliseconds: float) -> int:
     """The position of the bin in LATENCY_MS; what took longer than the last is counted there."""
-    if milliseconds <= LATENCY_MS[0]:
-        return 0
-    return min(math.ceil(math.log(milliseconds / 0.5, 1.15) - 1e-9), len(LATENCY_MS) - 1)
+    return min(bisect_left(LATENCY_MS, milliseconds), len(LATENCY_MS) - 1)
 
 
 def score_bin(score: float, *, number: bool) -> int:

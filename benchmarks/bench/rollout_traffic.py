@@ -78,11 +78,8 @@ def play(scenario: Scenario, generator: np.random.Generator) -> Iterator[Seen]:
         known = drawn[place - scenario.late] if place >= scenario.late else {}
         n = int(generator.binomial(scenario.requests, weight / WHOLE))
         champion = _side(Arm(), scenario.requests - n, burst, generator)
-        mirrored = Mirrored()
-        if weight:
-            challenger = _side(arm, n, burst, generator)
-        else:
-            challenger, mirrored = _mirror(arm, scenario, burst, generator)
+        challenger = _side(arm, n, burst, generator)
+        mirrored = Mirrored() if weight else _mirror(arm, scenario, burst, generator)
         yield Seen(
             begin=begin,
             end=begin + timedelta(minutes=MINUTES),
@@ -109,22 +106,17 @@ def _side(arm: Arm, n: int, burst: bool, generator: np.random.Generator) -> Side
     )
 
 
-def _mirror(arm: Arm, scenario: Scenario, burst: bool, generator: np.random.Generator) -> tuple[Side, Mirrored]:
-    """What a shadow does: latencies and scores of the challenger's, failures of either alone."""
-    times = 10 if burst else 1
-    own, theirs = generator.random((2, scenario.requests)) < np.array([[arm.errors * times], [ERRORS * times]])
+def _mirror(arm: Arm, scenario: Scenario, burst: bool, generator: np.random.Generator) -> Mirrored:
+    """What a shadow shows: failures of either alone, and rows that are decided differently."""
+    shares = np.array([[arm.errors], [ERRORS]]) * (10 if burst else 1)
+    own, theirs = generator.random((2, scenario.requests)) < shares
     both = int((~own & ~theirs).sum())
-    side = Side(
-        latency=_counted(scenario.requests, latencies(arm.median_ms * (5 if burst else 1)), generator),
-        scores=_counted(both, scores(arm.more_scores), generator),
-    )
-    mirrored = Mirrored(
+    return Mirrored(
         answered=both,
         disagreed=int(generator.binomial(both, scenario.disagree)),
         champion_failed=int((theirs & ~own).sum()),
         challenger_failed=int((own & ~theirs).sum()),
     )
-    return side, mirrored
 
 
 def _losses(scenario: Scenario, weight: int, generator: np.random.Generator) -> dict[str, tuple[float, ...]]:

@@ -13,6 +13,7 @@ from pipelines.contracts import Order, Release
 from pipelines.deploy import moves, repository, stages
 from pipelines.deploy.stages import Said
 from pipelines.errors import ConfigError
+from pipelines.line import experiment
 from pipelines.params import Params
 from pipelines.provenance import wall_time
 from pipelines.registry import aliases
@@ -66,7 +67,7 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
         "rows": [] if last is None else [_row(row) for row in stages.of_trial(chain, last)],
     }
     if head is not None and head.trial is not None and stages.underway(head):
-        wait = stages.wait_of(head)
+        wait, plan = stages.wait_of(head), stages.plan_of(head.trial)
         minutes = (wall_time() - head.trial.since).total_seconds() / 60
         found |= {
             "version": stages.on_trial(head),
@@ -75,7 +76,8 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
             "minutes": round(minutes, 1),
             "lasts": {"minutes": wait.minutes, "rows": wait.rows},
             "held": head.trial.held,
-            "steps": list(stages.plan_of(head.trial).steps),
+            "steps": list(plan.steps),
+            "experiment": plan.experiment.outcome if experiment.under_way(head, plan) and plan.experiment else None,
         }
     return found
 
@@ -108,5 +110,7 @@ def table(answer: dict[str, Any]) -> Table:
     if answer["underway"]:
         lasts = answer["lasts"]
         rows = f" and {lasts['rows']} rows" if lasts["rows"] else ""
+        if answer["experiment"]:
+            drawn.caption += f", until its experiment on {answer['experiment']} has an answer"
         drawn.caption += f", since {answer['minutes']:g} of at least {lasts['minutes']:g} minutes{rows}"
     return drawn

@@ -80,11 +80,14 @@ class Shadow:
         self._asked: list[Pair] = []
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def room(self) -> int:
+        """How many rows more may wait."""
+        return self._most - len(self._waiting)
+
     def offer(self, gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> None:
-        """Take rows that were answered, as many as there is room for."""
-        room = max(0, self._most - len(self._waiting))
-        self._waiting.extend(pairs[:room])
-        _count(case.traffic, pairs[room:], "dropped")
+        """Take rows that were answered, no more than there is room for."""
+        self._waiting.extend(pairs)
         if self._waiting and self._task is None:
             # Not in the context of a request: its time is its own.
             self._task = asyncio.create_task(self._work(gateway, case), context=Context())

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.arms import WHOLE
 from pipelines.contracts import Arm
@@ -23,9 +23,9 @@ from serving.gateway.identity import Answer
 from serving.gateway.joining import Late
 from serving.gateway.refusal import Refused
 from serving.gateway.routing import Rollout, Route
-from serving.gateway.scoring import columns, granted, promised, score, scored_by
+from serving.gateway.scoring import INLINE_ROWS, columns, granted, promised, score, scored_by
 from serving.gateway.shadow import Pair
-from serving.gateway.state import Gateway
+from serving.gateway.state import Gateway, in_thread
 from serving.gateway.traffic import Outcome
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ async def by_arm(
 
     Raises what keeps an arm's rows from being answered; it is counted then.
     """
-    arms: dict[Arm, list[Row]] = defaultdict(list)
-    for row in rows:
-        arms[rollout.arm(row.features, row.id)].append(row)
-    deadline = granted(gateway, case, len(rows))
-    asked = [_part(gateway, case, route, rollout, arm, own, received, deadline) for arm, own in arms.items()]
+    if len(rows) > INLINE_ROWS:
+        arms = await in_thread(_split, rollout, rows)
+    else:
+        arms = _split(rollout, rows)
+    request = _Request(gateway, case, route, rollout, received, granted(gateway, case, len(rows)))
+    asked = [_part(request, arm, own) for arm, own in arms.items()]
     parts = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
     errors = [part for part in parts if part.error is not None]
     for part in errors:
@@ -75,19 +76,29 @@ async def by_arm(
     return parts
 
 
-async def _part(
-    gateway: Gateway,
-    case: Case,
-    route: Route,
-    rollout: Rollout,
-    arm: Arm,
-    rows: list[Row],
-    received: datetime,
-    deadline: float,
-) -> Part:
+def _split(rollout: Rollout, rows: Sequence[Row]) -> dict[Arm, list[Row]]:
+    arms: dict[Arm, list[Row]] = defaultdict(list)
+    for row in rows:
+        arms[rollout.arm(row.features, row.id)].append(row)
+    return arms
+
+
+class _Request(NamedTuple):
+    """What the arms of a request share."""
+
+    gateway: Gateway
+    case: Case
+    route: Route
+    rollout: Rollout
+    received: datetime
+    deadline: float
+
+
+async def _part(request: _Request, arm: Arm, rows: list[Row]) -> Part:
+    gateway, case, _, rollout, received, deadline = request
     values = columns(case, rows)
     if arm == "champion":
-        return await _champions(gateway, case, route, Part(arm, rows, "ok", 0.0), values, received, deadline)
+        return await _champions(request, arm, rows, values)
     failed: Outcome = "fallback"
     why = rollout.refused
     if rollout.challenger is not None:
@@ -95,11 +106,9 @@ async def _part(
         soon = promised(case.serving.slo.p99_ms, received, deadline)
         try:
             scores = await scored_by(gateway, case, rollout.challenger, values, now + TRIED * (deadline - now), soon)
-        except (Late, Crowded) as error:
+        except (Late, Crowded):
             # A lane that carries no more than the champion's is late of its own slowness; a busier one may be of load.
             failed = "fallback" if rollout.weight <= WHOLE // 2 else "late"
-            why = ""
-            log.debug("%s: %s", case.name, error)
         except Exception as error:  # noqa: BLE001 - whatever it fails of, its rows have an answer
             gateway.metrics.triton_errors.labels(case.name, rollout.challenger.number).inc()
             why = f"{type(error).__name__}: {error}"
@@ -108,28 +117,27 @@ async def _part(
             return Part(arm, rows, "ok", _since(received), rollout.challenger.number, scores)
     if why:
         _say(case, why)
-    stood_in = await _champions(gateway, case, route, Part(arm, rows, "ok", 0.0), values, received, deadline)
-    if stood_in.outcome == "late":  # the champion's lane has no room either: it is load
-        return replace(stood_in, outcome="error" if why else "late")
-    if stood_in.error is not None:
+    stood_in = await _champions(request, arm, rows, values)
+    if stood_in.outcome == "late" and not why:  # the champion has no room either: it is load
         return stood_in
+    if stood_in.error is not None:
+        return replace(stood_in, outcome="error") if stood_in.outcome == "late" else stood_in
     return replace(stood_in, outcome=failed)
 
 
-async def _champions(
-    gateway: Gateway, case: Case, route: Route, part: Part, values: Columns, received: datetime, deadline: float
-) -> Part:
-    """The part's rows as the champion's arm answers them, or why it does not."""
+async def _champions(request: _Request, arm: Arm, rows: list[Row], values: Columns) -> Part:
+    """The rows as the champion's arm answers them, or why it does not."""
+    gateway, case, route, _, received, deadline = request
     try:
         found = await score(gateway, case, route, values, received, None, deadline)
     except Exception as error:  # noqa: BLE001 - it is counted, and raised for the whole request
-        return replace(part, outcome=_failure(error, deadline), seconds=_since(received), error=error)
+        return Part(arm, rows, _failure(error, deadline), _since(received), error=error)
     outcome: Outcome = "fallback"
     if found.late:
         outcome = "late"
     elif route.champion is not None and found.version == route.champion.number:
         outcome = "ok"
-    return replace(part, outcome=outcome, seconds=_since(received), version=found.version, scores=found.scores)
+    return Part(arm, rows, outcome, _since(received), found.version, found.scores)
 
 
 def _failure(error: Exception, deadline: float) -> Outcome:
@@ -185,6 +193,9 @@ def _mirror(
     if other is None or route.release is None or rollout.number is None:
         return
     champion, challenger = route.release.champion, rollout.number
+    room = case.shadow.room
+    if len(logged) > room:
+        case.traffic.count(received, "shadow", other.number, "dropped", len(logged) - room)
     pairs = [
         Pair(
             other,
@@ -198,7 +209,7 @@ def _mirror(
             answer.score,
             scores if isinstance(scores, list) else None,
         )
-        for row, answer, scores in logged
+        for row, answer, scores in logged[:room]
     ]
     case.shadow.offer(gateway, case, pairs)
 

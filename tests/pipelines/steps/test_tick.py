@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import pytest
+from rich.console import Console
 
 from pipelines import cli, ledger, storage
 from pipelines.audit import audit
 from pipelines.contracts import Order
-from pipelines.deploy import repository, rollout
+from pipelines.deploy import moves, repository, rollout, stages
 from pipelines.deploy.stages import on_trial
 from pipelines.errors import Unavailable
 from pipelines.guard.decide import decide
@@ -22,6 +25,7 @@ from pipelines.params import RolloutParams
 from pipelines.params_file import load_params
 from pipelines.provenance import wall_time
 from pipelines.registry import aliases
+from pipelines.reports import history, metrics
 from pipelines.settings import Settings
 from pipelines.steps import rollback, tick
 from tests.pipelines.candidates import CASE, month, registered
@@ -384,6 +388,65 @@ def test_rows_of_earlier_releases_keep_their_hashes(settings):
     assert sorted(written) == sorted(f"{names} recorded_at salt seq stage trigger verdict_hash weight".split())
     del written["hash"]
     assert storage.digest(written) == row.hash
+
+
+def test_what_people_see_of_a_rollout(settings):
+    """History, metrics and MLflow's aliases tell stage, share and version on trial, until the rollout is over."""
+    train(settings, 1)
+    train(settings, 2)
+
+    def seen() -> dict[str, float]:
+        found = metrics.samples(settings, params())
+        return {"/".join([name, *labels.values()]): value for name, labels, value in found if "rollout" in name}
+
+    assert seen() == {
+        **{f"rollout_stage/{stage}": stage == "canary" for stage in ("shadow", "canary", "soak", "full")},
+        "rollout_version": 2,
+        "rollout_weight": 0.05,
+    }
+    assert aliases._wanted(settings, None, CASE) == {"champion": 1, "previous": None, "challenger": 2}
+    ticked(settings, 6, "fail")
+    assert (seen()["rollout_stage/full"], seen()["rollout_version"], seen()["rollout_weight"]) == (True, 0, 0.0)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(history.table(CASE, history.releases(settings, CASE), history.verdicts(settings, CASE)))
+    lines = console.file.getvalue().splitlines()[2:]
+    assert [re.split(r"\s{2,}", line)[2:4] for line in lines] == [
+        ["v1", "promote"],
+        ["v1 + v2 5%", "open"],
+        ["v1", "abort"],
+    ]
+    assert "a fail" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"weight": 100}, "a lower share than the row before it"),
+        ({"salt": "another"}, "other keys"),
+        ({"champion": 2}, "lets another version serve"),
+    ],
+)
+def test_the_audit_finds_rows_that_no_rollout_has(settings, change, problem):
+    """A row that takes keys away, shuffles them or lets a version serve on the side is found."""
+    train(settings, 1)
+    train(settings, 2)
+    head = ledger.head(settings.ledger, CASE)
+    good = stages.advance(head, moves.said(params(), head, actor="eve", reason="quietly"))
+    ledger.append(settings.ledger, good.model_copy(update=change))
+    [found, *_] = audit(settings, CASE)["findings"]
+    assert problem in found["problem"]
+
+
+def test_the_audit_wants_a_verdict_for_a_trial(settings):
+    """A version that no verdict promoted is not on trial by rights."""
+    train(settings, 1)
+    train(settings, 2)
+    head = ledger.head(settings.ledger, CASE)
+    stranger = head.trial.model_dump(include={"bundle", "mlflow_run", "trigger", "as_of"})
+    other = stages.Candidate(**stranger, version=9, candidate_key=head.trial.candidate_key, verdict_hash=None)
+    ledger.append(settings.ledger, moves.opening(params(), head, other, actor="eve"))
+    problems = [found["problem"] for found in audit(settings, CASE)["findings"]]
+    assert "lets version 9 on trial without a verdict that promotes it" in problems
 
 
 # --- two at once, and death at every point ---------------------------------------------------------------

@@ -139,14 +139,13 @@ def test_a_raised_weight_only_adds_keys(world):
 def test_without_a_declared_key_the_prediction_id_decides(world):
     """The client's ids, or ours, spread the rows; a key that is no field leaves it at that."""
     http, settings, _ = world
-    for key in (None, "nobody_declared_this"):
-        follow(http, settings, 2, 5_000, salt=f"salt of {key}", key=key)
+    for key, weight in ((None, 5_000), ("nobody_declared_this", 6_000)):
+        salt = f"salt of {key}"
+        follow(http, settings, 2, weight, salt=salt, key=key)
         for rows in (named(ROWS, f"by-{key}"), ROWS):
-            until(lambda: ask(http, [ROWS[0]])[0].get("arm"))
-            for row in ask(http, rows):
-                assert row["arm"] == (
-                    "challenger" if challenged(f"salt of {key}", row["prediction_id"], 5_000) else "champion"
-                )
+            found = ask(http, rows)
+            wanted = [challenged(salt, row["prediction_id"], weight) for row in found]
+            assert [row["arm"] == "challenger" for row in found] == wanted
 
 
 def test_an_answer_is_repeated_with_its_first_version_and_arm(world):
