@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.serving.gateway.world import FIGURES, counted, lines
+from pipelines.data import units
+from pipelines.data.units import Asked
+from tests.serving.gateway.world import (
+    FIGURES,
+    PREDICT,
+    client,
+    counted,
+    fake_triton,
+    lines,
+    make_home,
+    release,
+    roll_out,
+    some_rows,
+    until,
+)
 
 GOOD = {"prediction_id": "a", "name": "revenue", "value": 12.5}
 SECRET = "s3cret-value"
@@ -66,3 +80,36 @@ def test_what_is_no_list_of_figures_is_refused(world):
         answer = world.http.post(FIGURES, content=content)
         assert (answer.status_code, word in answer.json()["error"]) == (status, True), answer.text
     assert world.http.post(FIGURES, json={"figures": [GOOD]}, headers={"X-API-Key": "wrong"}).status_code == 401
+
+
+def test_units_are_read_from_what_a_gateway_wrote(tmp_path):
+    """Each unit is of the arm that its answer named, with the figure that was posted for it, once both are closed.
+
+    By a declared key rows of one value are one unit.
+    """
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        before = datetime.now(UTC) - 2 * units.SETTLING
+        roll_out(settings, 2, key="zipcode")
+        with client(settings) as http:
+            rows = [{**row, "prediction_id": f"p{number}"} for number, row in enumerate(some_rows(40))]
+            until(lambda: http.post(PREDICT, json={"rows": some_rows(1)}).json()["rows"][0].get("arm"))
+            answers = http.post(PREDICT, json={"rows": rows}).json()["rows"]
+            posted = [{"prediction_id": f"p{number}", "name": "revenue", "value": number} for number in range(0, 40, 2)]
+            assert http.post(FIGURES, json={"figures": posted}).status_code == 200
+        horizon = timedelta(microseconds=1)
+        now = datetime.now(UTC)
+        asked = Asked([(before, 5000)], None, "revenue", timedelta(seconds=30), "sum")
+        found = {
+            row["unit"]: row for row in units.read(settings, "loans", asked, now + timedelta(minutes=1)).to_dicts()
+        }
+        mine = {f"p{number}": found[f"id p{number}"] for number in range(40)}
+        assert {name: row["arm"] for name, row in mine.items()} == {
+            answer["prediction_id"]: answer["arm"] for answer in answers
+        }
+        assert len({row["arm"] for row in mine.values()}) == 2
+        assert [row["value"] for row in mine.values()] == [number if number % 2 == 0 else 0 for number in range(40)]
+        by_key = Asked([(before, 5000)], "zipcode", "revenue", horizon, "sum")
+        keys = set(units.read(settings, "loans", by_key, now)["unit"])
+        assert {f"key {row['zipcode']}" for row in rows} <= keys
