@@ -344,11 +344,19 @@ def simulate(quick: bool) -> None:
     write("simulation", found, goals(found), time.perf_counter() - began, keep=not quick, runs=runs)
 
 
+PARTS: dict[str, Callable[[bool], None]] = {"simulation": simulate}
+"""What can be measured, each by itself; told whether to be quick."""
+
+
 def main() -> None:
-    """Play all parts and write benchmarks/results/rollout.json; --quick writes nothing."""
+    """Measure all parts and write benchmarks/results/rollout.json; --quick writes nothing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="40 rollouts and 200 experiments of each kind")
-    simulate(parser.parse_args().quick)
+    parser.add_argument("--part", choices=PARTS, help="only this one; the file keeps what it has of others")
+    asked = parser.parse_args()
+    for part, measure in PARTS.items():
+        if asked.part in (None, part):
+            measure(asked.quick)
 
 
 if __name__ == "__main__":

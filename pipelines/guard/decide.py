@@ -114,7 +114,7 @@ def _had(windows: Sequence[Seen]) -> int:
         if seen.weight != windows[-1].weight:
             break
         both = seen.mirrored
-        found += seen.challenger.requests if seen.weight else both.answered + both.champion_failed
+        found += seen.challenger.requests if seen.weight else both.answered + both.challenger_failed
     return found
 
 
