@@ -76,7 +76,9 @@ def _home(tmp_path_factory) -> Path:
 
     On the full stack PostgreSQL's user must be able to pass through it, and trainings go to the GPU queue.
     """
-    own: dict[str, dict[str, dict[str, Any]]] = {MAPPED: {"drift": {"mapped": True}}}
+    # Ticks every three seconds, for the candidate that tests/dags/test_real_airflow.py puts on trial.
+    rollout = {"guard": {"window_minutes": 0.05}}
+    own: dict[str, dict[str, dict[str, Any]]] = {MAPPED: {"drift": {"mapped": True}, "rollout": rollout}}
     if PROFILE == "embedded":
         home = tmp_path_factory.mktemp("loop")
     else:

@@ -21,11 +21,15 @@ from typing import Any
 from pipelines import ledger, storage
 from pipelines.audit import audit
 from pipelines.contracts import Alert, Evidence, Interval, Notice, Order, Verdict
+from pipelines.deploy import stages
+from pipelines.deploy.stages import Candidate, Said
 from pipelines.ledger.journal import metadata
+from pipelines.params import RolloutParams
 from pipelines.settings import Settings, read_settings
 
 CASE = "bank"
 T0 = datetime(2008, 8, 1, tzinfo=UTC)
+STAGED = RolloutParams(preset="safe")
 TABLES = {table.name: table for table in metadata.sorted_tables if table.name != "journal"}
 CONSISTENT = ("chain recomputed", "newest row removed")
 """Kinds that nobody can tell from inside of the database: only what lies outside of it may give them away."""
@@ -71,6 +75,7 @@ def make(home: Path) -> Settings:
             actor="ada",
         ),
     )
+    _run(settings, T0 + timedelta(days=135), "promote", 6, trial=True)
     previous = ""
     for number in range(6):
         as_of = T0 + timedelta(days=140 + number)
@@ -104,10 +109,10 @@ def make(home: Path) -> Settings:
     return settings
 
 
-def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> None:
+def _run(settings: Settings, as_of: datetime, decision: Any, version: int, *, trial: bool = False) -> None:
     """One training run: its bundle, what evaluated it, its gate's verdict in the ledger.
 
-    And its release, if the verdict says so.
+    And its release, if the verdict says so; or its ``trial``, which was ended.
     """
     folder = settings.run_dir(CASE, as_of)
     keys = dict[str, str]()
@@ -142,23 +147,26 @@ def _run(settings: Settings, as_of: datetime, decision: Any, version: int) -> No
     if decision != "promote":
         return
     head = ledger.head(settings.ledger, CASE)
-    release = ledger.append(
-        settings.ledger,
-        Order(
-            case=CASE,
-            after=head.seq if head else 0,
-            champion=version,
-            candidate_key=keys["export"],
-            bundle=str((folder / "export").relative_to(settings.root)),
-            action="promote",
-            trigger="schedule",
-            reason=verdict.reason,
-            actor="ada",
-            mlflow_run=f"run-{version}",
-            verdict_hash=value,
-            as_of=as_of,
-        ),
+    candidate = Candidate(
+        version=version,
+        candidate_key=keys["export"],
+        bundle=str((folder / "export").relative_to(settings.root)),
+        trigger="schedule",
+        reason=verdict.reason,
+        mlflow_run=f"run-{version}",
+        verdict_hash=value,
+        as_of=as_of,
     )
+    if trial and head is not None:
+        said = Said(actor="guard", reason="slow", now=as_of, as_of=as_of)
+        opened = ledger.append(settings.ledger, stages.open_(head, candidate, STAGED, said))
+        ledger.append(settings.ledger, stages.abort(opened, said))
+        commit("rollout", ("export", "gate"), {"outcome": "opened", "version": version, "seq": opened.seq})
+        return
+    own = candidate.model_dump(exclude={"version"})
+    after = head.seq if head else 0
+    order = Order(case=CASE, after=after, champion=version, action="promote", actor="ada", **own)
+    release = ledger.append(settings.ledger, order)
     commit("rollout", ("export", "gate"), {"outcome": "promoted", "version": version, "seq": release.seq})
 
 

@@ -17,13 +17,17 @@ from embedded.airflow import client
 from embedded.airflow_metrics import SERIES, Watch
 from embedded.services import settings_of
 from pipelines import cases, ledger
+from pipelines.errors import ConflictError
 from pipelines.fields import Categorical
-from pipelines.line import order
+from pipelines.line import order, runner
+from pipelines.line.step import Run
+from pipelines.params import RolloutParams
 from pipelines.params_file import load_params
 from pipelines.places import PRIVATE
 from pipelines.provenance import wall_time
 from pipelines.storage import read_manifest
 from tests.embedded.test_airflow_metrics import samples
+from tests.pipelines.candidates import month, registered
 from tests.pipelines.data import loglines
 from tests.running import CASE, ENDS, GRAFANA, MAPPED, PROFILE
 
@@ -364,6 +368,45 @@ def test_every_day_of_a_mapped_case_has_a_task(loop):
     days = read_manifest(run_dir / "profile").facts["days"]
     assert [(day["date"], day["rows"]) for day in days] == [("2009-05-11", 2), ("2009-05-28", 1)]
     assert [read_manifest(run_dir / "profile_parts" / day["date"]).facts for day in days] == days
+
+
+def test_a_rollout_is_moved_by_one_run(loop):
+    """The run of a candidate waits without a worker, and ends when the candidate serves, also if its ticks are killed.
+
+    Cleared it ends again and changes nothing; there is no second run of its name.
+    """
+    settings, airflow, dag = loop.settings, loop.airflow, f"{MAPPED}_rollout"
+    plan = {"steps": [0.5, 1.0], "hold": {"minutes": 0.3}, "guard": {"window_minutes": 0.05, "min_requests": 1}}
+    params = load_params(MAPPED).model_copy(update={"rollout": RolloutParams.model_validate(plan)})
+    for number, opponent in ((1, None), (2, 1)):
+        folder = registered(settings, month(number), number, bias=number / 10, champion=opponent)
+        made = runner.run(order.ROLLOUT, Run(params, settings, month(number)))
+    opened = ledger.head(settings.ledger, MAPPED).trial.opened
+    for arm, version in (("champion", 1), ("challenger", 2)):
+        line = {"begin": opened + timedelta(seconds=1), "end": opened + timedelta(seconds=2)}
+        counts = {"requests": 20, "outcomes": {"ok": 20}, "latency": {"12": 20}, "scores": {}}
+        text = {name: moment.isoformat() for name, moment in line.items()} | {"arm": arm, "version": version} | counts
+        loglines.write(settings, MAPPED, "traffic", arm, [text])
+    for fault in ("tick:judged.1", "tick:projected.1"):
+        (loop.faults / fault).touch()
+    asked = order.ROLLOUT.facts.of(made).asks(month(2).isoformat(), str(folder))
+    airflow.unpause(dag)
+    name = airflow.trigger_dag(dag, f"candidate__{asked['candidate'][:16]}", asked)
+    states, until = set(), time.monotonic() + 120
+    while airflow.run(dag, name)["state"] not in ("success", "failed"):
+        assert time.monotonic() < until, states
+        states |= {task["state"] for task in airflow.tasks(dag, name)}
+        time.sleep(0.2)
+    assert airflow.run(dag, name)["state"] == "success"
+    assert "up_for_reschedule" in states
+    assert list(loop.faults.iterdir()) == []
+    told = [(row.action, row.champion, row.challenger) for row in ledger.chain(settings.ledger, MAPPED)]
+    assert told == [("promote", 1, None), ("open", 1, 2), ("promote", 2, None)]
+    airflow.clear(dag, name)
+    assert airflow.wait(dag, name)["state"] == "success"
+    assert len(ledger.chain(settings.ledger, MAPPED)) == len(told)
+    with pytest.raises(ConflictError):
+        airflow.trigger_dag(dag, name, asked)
 
 
 def test_what_prometheus_is_told_of_a_real_airflow(loop):

@@ -476,6 +476,28 @@ def home(request, released):
     return released.model_copy(update={"log_close_seconds": 0})
 
 
+def _dying(settings: Settings, run_dir, point: str) -> None:
+    os.environ["PERENNIAL_FAILPOINT"] = f"rollout:{point}"
+    step.run(params(), settings, run_dir, month(2))
+
+
+@pytest.mark.slow
+def test_an_opening_that_is_killed_is_repeated(released):
+    """The training's last step dies on the way to the first row, or after it: run again it has opened one rollout."""
+    roll_out(released, 1, registered(released, month(1), 1, bias=0.1))
+    run_dir = registered(released, month(2), 2, bias=0.2, champion=1)
+    for point in ("loaded", "appended"):
+        process = fresh_processes().Process(target=_dying, args=(released, run_dir, point))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert answering(released, 1) == [1]
+    made = step.run(params(), released, run_dir, month(2)).facts
+    assert (made["outcome"], made["seq"]) == ("opened", 2)
+    assert [row[0] for row in rows(released)] == ["promote", "open"]
+    assert answering(released, 1, 2) == [1, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("home", "points"),
