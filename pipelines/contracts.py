@@ -254,7 +254,7 @@ class Trial(Value):
     in :class:`Release`. ``plan`` are the parameters of the rollout (params.RolloutParams) when it was ``opened``; who
     changes them changes the next one. ``step`` is the position in the plan's steps, -1 in shadow; ``since``: when it
     began, or a bandit's weight within it, by the wall clock as ``opened``. ``held`` says why a person holds it.
-    ``evidence`` is what guard and experiment said for this row, ``evidence_hash`` the sha256 of all that they looked at.
+    ``evidence`` is what guard and experiment said for this row, ``evidence_hash`` the sha256 of all they looked at.
     """
 
     candidate_key: str

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.bench.rollout_bandit import RUNS as DRIFTING_RUNS
+from benchmarks.bench.rollout_bandit import drifting
 from pipelines.guard.experiment import Look, Plan, Sums, Unit, course, mature
 from pipelines.measures import wilson
 
@@ -127,6 +129,7 @@ def experiments(quick: bool) -> Iterator[dict[str, Any]]:
                 row |= {"power_2": round(float((found < 2 * LOOKS).mean()), 3)}
             yield row | {"seconds": round(time.perf_counter() - began, 1)}
     yield from late(50 if quick else LATE_RUNS)
+    yield from drifting(20 if quick else DRIFTING_RUNS)
 
 
 # --- labels that come late ----------------------------------------------------------------------
