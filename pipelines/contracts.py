@@ -254,8 +254,8 @@ class Trial(Value):
     ``candidate_key``, ``bundle``, ``mlflow_run``, ``verdict_hash``, ``trigger`` and ``as_of`` are the challenger's, as
     in :class:`Release`. ``plan`` are the parameters of the rollout (params.RolloutParams) when it was ``opened``; who
     changes them changes the next one. ``step`` is the position in the plan's steps, -1 in shadow; ``since``: when it
-    began, by the wall clock as ``opened``. ``held`` says why a person holds it. ``evidence`` is what the guard said for
-    this row, ``evidence_hash`` the sha256 of all that it looked at.
+    began, or a bandit's weight within it, by the wall clock as ``opened``. ``held`` says why a person holds it.
+    ``evidence`` is what guard and experiment said for this row, ``evidence_hash`` the sha256 of all they looked at.
     """
 
     candidate_key: str
@@ -483,6 +483,25 @@ class LabelLine(TypedDict):
 
     prediction_id: str
     label: int | float
+    revision: int
+    event_time: str
+    received_at: str
+
+
+FIGURE_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
+"""What the name of a business figure looks like: a letter, then letters, digits and _."""
+
+
+class FigureLine(TypedDict):
+    """What a prediction came to in the business, like its revenue, a JSON line in ``.../figures/<segment>.jsonl``.
+
+    ``name`` says what it is, ``value`` is a finite number. ``event_time`` is when it became known, as it is stated; the
+    highest ``revision`` of a prediction's figure counts. No model learns from figures, and no drift run sees them.
+    """
+
+    prediction_id: str
+    name: str
+    value: float
     revision: int
     event_time: str
     received_at: str

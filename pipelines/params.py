@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.contracts import AlertRule, Instant, Severity
+from pipelines.contracts import FIGURE_PATTERN, AlertRule, Instant, Severity
 
 
 class Strict(BaseModel):
@@ -545,6 +545,69 @@ class GuardParams(Strict):
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
+
+LABEL = "label"
+"""The outcome of an experiment that is the label itself, and so no name of a figure."""
+
+
+class ExperimentParams(Strict):
+    """An A/B test on the split of a rollout: which arm the declared outcome is better in (pipelines/guard).
+
+    The rollout stays at its first step until there is an answer: the challenger is better (it is released), worse (it
+    is taken back), or the experiment ended without a difference (``otherwise`` says who stays).
+    """
+
+    outcome: str = Field(pattern=FIGURE_PATTERN)
+    """``label``: the label itself, in a case where answers change what happens (of two classes, or a number); else the
+    name of a figure that is posted for predictions, like their revenue.
+    """
+    better: Literal["higher", "lower"] = "higher"
+    """Which outcome is the better one."""
+    horizon_hours: float = Field(gt=0, le=8760)
+    """A unit counts once, when its first answer is so old, with what was known of it by then."""
+    units: int | None = Field(default=None, ge=100)
+    """Mature units of both arms at which it ends; None: it goes on until there is a difference, or a person ends it."""
+    effect: float | None = Field(default=None, gt=0)
+    """Without ``units``, of numbers: the size of difference that is looked for, in the outcome's unit."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """The chance that it finds a difference where there is none, however often one looks."""
+    otherwise: Literal["champion", "challenger"] = "champion"
+    """Who stays if it ended without a difference."""
+    bandit: bool = False
+    """Thompson sampling moves the weight within ``bounds``, at most once in ``every_hours``, to the arm that is more
+    likely the better one. Keys near the limit then change their arm; a unit counts for the arm of its first answer.
+    For labels of two classes and without ``units``: of those a test stays valid while weights move.
+    """
+    bounds: Annotated[tuple[Share, Share], AfterValidator(_ascending), Field(strict=False)] = (0.1, 0.9)
+    every_hours: float = Field(default=24.0, ge=1, le=8760)
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return self.better == "higher"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentParams:
+        if not self.bandit and (self.bounds, self.every_hours) != ((0.1, 0.9), 24):
+            raise ValueError("bounds and every_hours need bandit: true: nothing else moves the weight of an experiment")
+        if self.bandit and (self.outcome != LABEL or self.units is not None):
+            what = f"outcome is {self.outcome}" if self.outcome != LABEL else f"units are {self.units}"
+            raise ValueError(
+                f"bandit moves the weight, and {what}: only the comparison of labels of two classes without a declared "
+                "end stays valid then; leave bandit out, or give outcome: label and no units"
+            )
+        if self.outcome != LABEL and self.units is None and self.effect is None:
+            raise ValueError(
+                f"an experiment on {self.outcome} needs units, at which it ends, or effect, the size of difference "
+                "that is looked for"
+            )
+        if self.effect is not None and self.units is not None:
+            raise ValueError("effect and units are both given: with units, at which it ends, nothing reads effect")
+        if self.bounds[1] == 1:
+            raise ValueError("bounds end with 1: leave the champion some keys, as in [0.1, 0.9]")
+        return self
+
+
 Preset = Literal["instant", "safe", "careful"]
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "instant": {},
@@ -580,6 +643,7 @@ class RolloutParams(Strict):
     meanwhile: Literal["wait", "replace"] = "wait"
     """What a candidate does that is promoted while a rollout is under way: waits for its end, or takes its place."""
     guard: GuardParams | None = GuardParams()
+    experiment: ExperimentParams | None = Field(default=None, exclude_if=lambda experiment: experiment is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -603,6 +667,22 @@ class RolloutParams(Strict):
             raise ValueError("a rollout in stages needs a guard: remove guard: null, or choose preset instant")
         if self.mirror and not self.staged:
             raise ValueError("mirror needs a rollout in stages: give shadow or steps, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _splits(self) -> RolloutParams:
+        experiment, first = self.experiment, self.steps[0]
+        if experiment is None:
+            return self
+        if first == 1:
+            raise ValueError(
+                "experiment compares two arms, and the first step is 1.0, which leaves one: give steps: [0.5, 1.0]"
+            )
+        low, high = experiment.bounds
+        if experiment.bandit and not low <= first <= high:
+            raise ValueError(
+                f"experiment.bounds are {low:g} and {high:g}, and the rollout begins at {first:g}: begin within them"
+            )
         return self
 
     @property

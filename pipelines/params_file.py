@@ -19,7 +19,7 @@ from pydantic import (
 
 from pipelines import case_files, search_space
 from pipelines.errors import ConfigError
-from pipelines.params import DECLARED, METRICS, MODELS, Metric, Params
+from pipelines.params import DECLARED, LABEL, METRICS, MODELS, Metric, Params
 from pipelines.settings import Settings, read_settings
 
 
@@ -259,6 +259,7 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     if (fields := _fields_of(case)) is not None:
         found |= _misfits(block.get("gate", {}), fields)
+        found |= _misfits_of_experiment(block.get("rollout", {}).get("experiment"), fields)
         if fields.number is not None and "min_metric_drop" not in block.get("drift", {}):
             found["drift.min_metric_drop"] = f"is in squared {fields.number.unit}: give what a retraining has to save"
         groups = (fields.groups, "no category, whole number or label")
@@ -351,6 +352,26 @@ def _misfits(gate: dict[str, Any], fields: Any) -> dict[str, str]:
                 f"{name!r} is no number of the case, and only numbers have bins: {_like(name, numbers)}"
             )
     return found
+
+
+def _misfits_of_experiment(experiment: Any, fields: Any) -> dict[str, str]:
+    """What of an experiment's parameters does not fit the target, by its place."""
+    if not isinstance(experiment, dict) or experiment.get("outcome") != LABEL:
+        return {}
+    place = "rollout.experiment"
+    if fields.classes:
+        why = f"label is one of {len(fields.classes)} classes, which have no mean to compare"
+        return {f"{place}.outcome": f"{why}: post a figure for each prediction and give its name"}
+    if fields.number is None:
+        if "effect" in experiment:
+            return {f"{place}.effect": "the label is yes or no, whose comparison needs none: remove it"}
+        return {}
+    if experiment.get("bandit") is True:
+        return {f"{place}.bandit": "the label is a number, whose comparison holds for one weight alone: remove it"}
+    if experiment.get("units") is None and experiment.get("effect") is None:
+        why = "the label is a number: an experiment on it needs units, at which it ends, or effect"
+        return {place: f"{why}, the size of difference that is looked for ({fields.number.unit})"}
+    return {}
 
 
 _TARGETS = {"binary": "binary", "classes": "one of several classes", "number": "a number"}

@@ -38,6 +38,7 @@ ProblemCode = Literal[
     "time",
     "prediction_id",
     "event_time",
+    "name",
 ]
 """What can be wrong with a value, in a word that programs read: metrics count by it."""
 

@@ -30,13 +30,15 @@ CLOSED = ".jsonl"
 SEAL = ".sha256"
 Name = str | Sequence[str | int]
 """A segment's name, or ``[prefix, first, last]`` for many (:func:`packed`)."""
-Kind = Literal["predictions", "labels", "refusals", "traffic", "shadow"]
+Kind = Literal["predictions", "labels", "refusals", "traffic", "shadow", "figures"]
 KINDS: tuple[Kind, ...] = ("predictions", "labels")
 """What rows, and judgements of them, are made of."""
 COMPACTED: tuple[Kind, ...] = (*KINDS, "refusals")
 """What becomes part of the lake: beside those rows, how many others were refused, by reason and field."""
-EVERY: tuple[Kind, ...] = (*COMPACTED, "traffic", "shadow")
-"""The folders that segments lie in: beside those of the lake, what the arms of a rollout did, for its guard alone."""
+EVERY: tuple[Kind, ...] = (*COMPACTED, "traffic", "shadow", "figures")
+"""The folders that segments lie in: beside those of the lake, what the arms of a rollout did, for its guard alone, and
+figures of the business, for its experiment alone.
+"""
 RECORDS = "segments"
 """The folder, beside a kind's compacted files, that says which segments they were made of."""
 Segments = Mapping[str, Sequence[Name]]

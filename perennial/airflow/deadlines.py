@@ -18,6 +18,8 @@ from pipelines.settings import read_settings
 
 DRIFT = timedelta(hours=1)
 """A drift run takes seconds, of a large window minutes, and the next one may be due in an hour."""
+EXPERIMENT = timedelta(days=45)
+"""What an experiment may take before people are told of it; twice, as another candidate may have one before it."""
 ROLLBACK = timedelta(minutes=10)
 """Somebody waits for it; it takes seconds."""
 
@@ -29,11 +31,15 @@ def training(params: Params) -> timedelta:
 
 
 def rollout(params: Params) -> timedelta:
-    """When every stage is stuck by then, and so much that another candidate's rollout may take before it."""
+    """When every stage is stuck by then, and so much that another candidate's rollout may take before it.
+
+    An experiment lasts as long as it needs: people are told after a quarter of a year.
+    """
     plan = params.rollout
     shadow = 0.0 if plan.shadow is None else 60 * (plan.shadow.hours or 0.0)
     waits = [shadow, *(plan.held(step).minutes for step in range(len(plan.steps) - 1)), plan.soak_minutes]
-    return 2 * sum((5 * timedelta(minutes=minutes) + timedelta(days=1) for minutes in waits), timedelta())
+    asks = timedelta() if plan.experiment is None else EXPERIMENT
+    return 2 * asks + 2 * sum((5 * timedelta(minutes=minutes) + timedelta(days=1) for minutes in waits), timedelta())
 
 
 def deadline(case: str, within: timedelta) -> DeadlineAlert:

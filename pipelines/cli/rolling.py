@@ -1,4 +1,4 @@
-"""rollout status, start, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
+"""rollout status, report, start, advance, hold, resume, abort: a person looks at a rollout, and moves it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from pipelines import ledger
 from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
+from pipelines.cli import rollout_page
 from pipelines.contracts import Order, Release
 from pipelines.deploy import moves, repository, scheduler, stages
 from pipelines.deploy.stages import Said
 from pipelines.errors import ConfigError, PerennialError
+from pipelines.line import experiment
 from pipelines.params import Params, Preset, RolloutParams
 from pipelines.provenance import wall_time
 from pipelines.registry import aliases
@@ -28,7 +30,7 @@ ORDERS: Mapping[str, Callable[[Release, Said], Order]] = {
     "abort": stages.abort,
 }
 """What a person can order: `advance` goes to the next stage whatever the guard says, if the version answers."""
-VERBS = ("status", "start", *ORDERS)
+VERBS = ("status", "report", "start", *ORDERS)
 START = ("version", "preset", "despite_verdict")
 """What is said of a rollout that is started."""
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ def run(
     preset: Preset | None = None,
     despite_verdict: bool = False,
 ) -> dict[str, Any]:
-    """Carry out ``verb``; answers as :func:`status`.
+    """Carry out ``verb``; answers as :func:`status`, or where the page is.
 
     ``version``, ``preset`` and ``despite_verdict`` are of a rollout that is started (:func:`moves.by_hand`), which the
     DAG of rollouts then moves. Raises ConfigError without a reason for an order, ConflictError if the case is retired,
@@ -53,6 +55,8 @@ def run(
     """
     if verb == "status":
         return status(params, settings)
+    if verb == "report":
+        return rollout_page.write(params, settings)
     if not reason.strip():
         raise ConfigError(f"rollout {verb} needs a reason, it is kept in the ledger: --reason '...'")
     with repository.alone(settings.model_repository, params.case):
@@ -111,7 +115,7 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
         "rows": [] if last is None else [_row(row) for row in stages.of_trial(chain, last)],
     }
     if head is not None and head.trial is not None and stages.underway(head):
-        wait = stages.wait_of(head)
+        wait, plan = stages.wait_of(head), stages.plan_of(head.trial)
         minutes = (wall_time() - head.trial.since).total_seconds() / 60
         found |= {
             "version": stages.on_trial(head),
@@ -120,7 +124,8 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
             "minutes": round(minutes, 1),
             "lasts": {"minutes": wait.minutes, "rows": wait.rows},
             "held": head.trial.held,
-            "steps": list(stages.plan_of(head.trial).steps),
+            "steps": list(plan.steps),
+            "experiment": plan.experiment.outcome if experiment.under_way(head, plan) and plan.experiment else None,
         }
     return found
 
@@ -153,5 +158,7 @@ def table(answer: dict[str, Any]) -> Table:
     if answer["underway"]:
         lasts = answer["lasts"]
         rows = f" and {lasts['rows']} rows" if lasts["rows"] else ""
+        if answer["experiment"]:
+            drawn.caption += f", until its experiment on {answer['experiment']} has an answer"
         drawn.caption += f", since {answer['minutes']:g} of at least {lasts['minutes']:g} minutes{rows}"
     return drawn

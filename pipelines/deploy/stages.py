@@ -5,7 +5,7 @@
               +--- abort ---+                              +- rollback
 
 Pure: every answer is an order, which the ledger takes if the row is still its newest one. A rollout's weights only
-rise, its salt is one, and what decided a row stands in the row's trial.
+rise, but for those of a bandit (:func:`weigh`); its salt is one, and what decided a row stands in the row's trial.
 """
 
 from __future__ import annotations
@@ -106,6 +106,25 @@ def advance(head: Release, said: Said) -> Order:
     if step == len(plan_of(trial).steps) - 1:
         return _promotion(head, head.challenger, trial, head.salt, said)
     return _on(head, "advance", head.challenger, trial, head.salt, said)
+
+
+def weigh(head: Release, weight: int, said: Said) -> Order:
+    """Another weight in the same step, up or down: what the bandit of an experiment does, and nothing else.
+
+    The stage lasts anew from here on. Raises ConflictError unless an experiment with a bandit is under way whose bounds
+    hold the weight.
+    """
+    trial = _open(head, "weighed")
+    asked = plan_of(trial).experiment
+    if asked is None or not asked.bandit or head.stage != "canary" or trial.step != 0:
+        raise ConflictError(
+            f"{head.case}: {told(head)}: only a bandit moves the weight within a step, and none is at work"
+        )
+    least, most = (round(share * WHOLE) for share in asked.bounds)
+    if not least <= weight <= most:
+        raise ConflictError(f"{head.case}: the weight {weight} is not within {least} and {most} (experiment.bounds)")
+    trial = trial.model_copy(update={"since": said.now, **_found(said)})
+    return _row(head, "advance", trial, said, stage="canary", challenger=head.challenger, weight=weight, salt=head.salt)
 
 
 def hold(head: Release, said: Said) -> Order:

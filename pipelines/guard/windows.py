@@ -69,19 +69,19 @@ def seen(
     for one in losses:
         lost[(one.at - of.opened) // of.window, one.of].append(one.loss)
     place = (pl.col("received_at") - of.opened).dt.total_microseconds() // (of.window // timedelta(microseconds=1))
-    mirrored = _of(pairs, of).with_columns(place.alias("window")).partition_by("window", as_dict=True)
+    mirrored = _of(pairs, of).with_columns(window=place).partition_by("window", as_dict=True)
     found = []
     for at in range(count):
         begin = of.opened + at * of.window
-        end = begin + of.window
+        rows = mirrored.get((at,))
         found.append(
             Seen(
                 begin=begin,
-                end=end,
+                end=begin + of.window,
                 weight=[weight for since, weight in of.weights if since <= begin][-1],
                 champion=_side(sides[at, of.champion]),
                 challenger=_side(sides[at, of.challenger]),
-                mirrored=_mirrored(mirrored.get((at,), pairs.clear()), dropped[at], number=number),
+                mirrored=Mirrored(dropped=dropped[at]) if rows is None else _mirrored(rows, dropped[at], number=number),
                 losses=tuple(lost[at, "both"]),
                 champion_losses=tuple(lost[at, "champion"]),
                 challenger_losses=tuple(lost[at, "challenger"]),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import polars as pl
 
 from pipelines import ledger, storage
 from pipelines.alerts import runs
+from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
-from pipelines.contracts import Arm, Order, Release, Value
+from pipelines.contracts import Arm, Order, Release, TrafficLine, Trial, Value
 from pipelines.data import traffic
 from pipelines.deploy import moves, repository, rollout, stages
 from pipelines.deploy.stages import Said
@@ -22,9 +23,9 @@ from pipelines.errors import ConflictError
 from pipelines.fields import Fields
 from pipelines.guard import losses, windows
 from pipelines.guard.decide import LOG_LOSS, decide
-from pipelines.guard.evidence import Answer
+from pipelines.guard.evidence import Answer, Seen
 from pipelines.guard.windows import Loss
-from pipelines.line import runner
+from pipelines.line import experiment, runner
 from pipelines.line.candidate import promoted
 from pipelines.line.facts import DatasetFacts
 from pipelines.line.order import ROLLOUT
@@ -39,6 +40,8 @@ FAILPOINTS = ("judged", "appended", "projected", "told")
 SHORTEST_SECONDS = 2.0
 CLOCK, GUARD = "rollout", "guard"
 """Who moves a rollout where no person does: its clock, and the guard where it takes a version back."""
+LEAST_MOVE = 100
+"""Of all keys: a bandit leaves a weight as it is that it would move by less."""
 Judge = Callable[..., Answer]
 """What decides, as :func:`decide` does."""
 Outcome = Literal["none", "waits", "holds", "moved", "opened", "overtaken"]
@@ -118,24 +121,49 @@ def _moved(params: Params, settings: Settings, head: Release, now: datetime, jud
     assert head.trial is not None
     fields, plan = load_fields(params.case), stages.plan_of(head.trial)
     assert plan.guard is not None  # a rollout in stages has one
-    of = _of(ledger.chain(settings.ledger, params.case), head, plan.guard)
-    lines = traffic.read(settings, params.case, of.opened, now)
-    pairs = traffic.pairs(settings, params.case, of.opened, now)
-    cap = _cap(settings, params, of)
-    lost = _losses(params, settings, of, pairs, cap, now) if plan.guard.loss is not None else []
-    seen = windows.seen(of, lines, pairs, lost, now, number=fields.number is not None)
-    answer = judge(seen, plan.guard, slo=params.serving.slo, bound=_bound(params, cap))
+    of = whose(ledger.chain(settings.ledger, params.case), head.trial, plan.guard)
+    looked = look(params, settings, of, plan.guard, now)
+    answer = judge(looked.seen, plan.guard, slo=params.serving.slo, bound=looked.bound)
     said = moves.said(params, head, actor=CLOCK, reason=answer.reason, now=now).model_copy(
-        update={"evidence": answer.model_dump(mode="json"), "evidence_hash": storage.digest(list(seen))}
+        update={"evidence": answer.model_dump(mode="json"), "evidence_hash": storage.digest(list(looked.seen))}
     )
-    answered = windows.answered_since(of, lines, pairs, head.trial.since)
+    answered = looked.answered(head)
+    asks = answer.verdict != "fail" and not head.trial.held and experiment.under_way(head, plan)
+    if asks:
+        order, why = _compared(settings, fields, head, answer, said, answered)
+    else:
+        order, why = _next(settings, head, answer, said, answered)
     storage.failpoint("tick", "judged")
-    order, why = _next(settings, head, answer, said, answered)
     if order is None:
-        if stages.stuck(head, now):
+        if not asks and stages.stuck(head, now):
             runs.tell_once(params, settings, runs.rollout_stuck(params, settings.runbooks, head, why, now))
         return "holds", f"{stages.told(head)}: {why}"
     return _write(params, settings, fields, order, "moved")
+
+
+class Looked(NamedTuple):
+    """What a rollout's traffic says: its windows and the largest difference of losses in them, and what they are of."""
+
+    seen: tuple[Seen, ...]
+    bound: float
+    of: windows.Trial
+    lines: list[TrafficLine]
+    pairs: pl.DataFrame
+
+    def answered(self, head: Release) -> int:
+        """Rows that the challenger answered since the stage of the newest row began."""
+        assert head.trial is not None
+        return windows.answered_since(self.of, self.lines, self.pairs, head.trial.since)
+
+
+def look(params: Params, settings: Settings, of: windows.Trial, limits: GuardParams, now: datetime) -> Looked:
+    """Read what the gateways wrote down of a rollout until ``now``."""
+    lines = traffic.read(settings, params.case, of.opened, now)
+    pairs = traffic.pairs(settings, params.case, of.opened, now)
+    cap = _cap(settings, params, of)
+    lost = _losses(params, settings, of, pairs, cap, now) if limits.loss is not None else []
+    seen = windows.seen(of, lines, pairs, lost, now, number=load_fields(params.case).number is not None)
+    return Looked(seen, _bound(params, cap), of, lines, pairs)
 
 
 def _next(settings: Settings, head: Release, answer: Answer, said: Said, answered: int) -> tuple[Order | None, str]:
@@ -160,6 +188,41 @@ def _next(settings: Settings, head: Release, answer: Answer, said: Said, answere
     return stages.advance(head, said), ""
 
 
+def _compared(
+    settings: Settings, fields: Fields, head: Release, answer: Answer, said: Said, answered: int
+) -> tuple[Order | None, str]:
+    """The order that follows from the answer of an experiment, or why there is none yet."""
+    assert head.trial is not None
+    plan = stages.plan_of(head.trial)
+    rows = stages.of_trial(ledger.chain(settings.ledger, head.case), head.trial)
+    compared = experiment.compare(settings, fields, rows, plan, said.now)
+    asked = plan.experiment
+    assert asked is not None
+    assert compared is not None  # its first step has begun
+    result = compared.result
+    evidence = said.evidence | {"experiment": compared.model_dump(mode="json", exclude={"looks"})}
+    digest = storage.digest([said.evidence_hash, list(compared.looks)])
+    said = said.model_copy(
+        update={"reason": f"{result.verdict}: {result.reason}", "evidence": evidence, "evidence_hash": digest}
+    )
+    if compared.unsplit:
+        return None, compared.unsplit
+    if result.verdict == "no difference yet":
+        waited = said.now - head.trial.since >= timedelta(hours=asked.every_hours)
+        if compared.weight is None or not waited or abs(compared.weight - head.weight) < LEAST_MOVE:
+            return None, said.reason
+        why = f"the bandit has it at {compared.weight / WHOLE:.0%} of all keys: {result.reason}"
+        return stages.weigh(head, compared.weight, said.model_copy(update={"reason": why})), ""
+    ended = result.verdict == "ended without a difference"
+    if result.verdict == "worse" or (ended and asked.otherwise == "champion"):
+        return stages.abort(head, said), ""
+    if waiting := stages.due(head, said.now, answered):
+        return None, f"{said.reason}; {waiting}"
+    if answer.verdict != "pass":
+        return None, f"{said.reason}; the guard does not know enough yet: {answer.reason}"
+    return stages.advance(head, said), ""
+
+
 def _write(params: Params, settings: Settings, fields: Fields, order: Order, done: Outcome) -> tuple[Outcome, str]:
     try:
         with repository.alone(settings.model_repository, params.case):
@@ -171,13 +234,10 @@ def _write(params: Params, settings: Settings, fields: Fields, order: Order, don
     return done, f"{row.action}: {stages.told(row)}: {row.reason}"
 
 
-def _of(chain: Sequence[Release], head: Release, limits: GuardParams) -> windows.Trial:
-    """Whose windows a rollout's are."""
-    trial = head.trial
-    assert trial is not None
+def whose(chain: Sequence[Release], trial: Trial, limits: GuardParams) -> windows.Trial:
+    """Whose windows a rollout's are, be it under way or over."""
     rows = stages.of_trial(chain, trial)
-    version = stages.on_trial(head)
-    assert version is not None
+    version = rows[0].challenger or rows[0].champion
     before = [row.champion for row in chain if row.seq <= rows[0].seq and row.champion != version]
     return windows.Trial(
         champion=before[-1],

@@ -31,7 +31,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.protections import header
 from serving.gateway.readiness import Readiness
 from serving.gateway.refusal import JSON, body, refusal
-from serving.gateway.routes import labelled, predicted, router
+from serving.gateway.routes import figured, labelled, predicted, router
 from serving.gateway.settings import Bounds, read_bounds
 from serving.gateway.state import start, stop
 
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None, *
     app = Application(
         title="Perennial gateway", version=inference.VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
-    app.direct = {"predict": predicted, "labels": labelled}
+    app.direct = {"predict": predicted, "labels": labelled, "figures": figured}
     app.include_router(router)
     app.include_router(routes_v2.router)
     openapi.install(app)

@@ -18,7 +18,7 @@ from serving.gateway.log import Log, worker_name
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import Tally
 from serving.gateway.routing import Route
-from serving.gateway.rows import Shape, label_shape, row_shape
+from serving.gateway.rows import Shape, figure_shape, label_shape, row_shape
 from serving.gateway.settings import Bounds
 from serving.gateway.shadow import Shadow
 from serving.gateway.traffic import Traffic
@@ -42,9 +42,11 @@ class Case:
     serving: ServingParams
     rows: Shape
     labels: Shape
+    figures: Shape
     predictions_log: Log
     labels_log: Log
     refusals_log: Log
+    figures_log: Log
     traffic_log: Log
     shadow_log: Log
     index: Index
@@ -86,7 +88,8 @@ class Case:
     @property
     def logs(self) -> tuple[Log, ...]:
         """Everything that it writes lines into."""
-        return self.labels_log, self.predictions_log, self.refusals_log, self.traffic_log, self.shadow_log
+        judged = self.labels_log, self.figures_log
+        return *judged, self.predictions_log, self.refusals_log, self.traffic_log, self.shadow_log
 
 
 def open_case(
@@ -98,6 +101,7 @@ def open_case(
     """
     rows = row_shape(fields, bounds.max_rows)
     labels = label_shape(fields, bounds.max_rows)
+    figures = figure_shape(bounds.max_rows)
     # Segments are named by their worker: a case that comes again must not take the names of its earlier ones.
     folder = settings.prediction_log / fields.case
     worker = worker_name()
@@ -126,9 +130,11 @@ def open_case(
         serving,
         rows,
         labels,
+        figures,
         logs["predictions"],
         logs["labels"],
         logs["refusals"],
+        logs["figures"],
         logs["traffic"],
         logs["shadow"],
         index,

@@ -109,6 +109,7 @@ class Metrics:
             "default_rows", "rows answered and logged with the case's declared default, as no release could", "case"
         )
         self.labels = self._counter("labels", "labels logged", "case")
+        self.figures = self._counter("figures", "business figures logged", "case")
         self.refused = self._counter(
             "refused_rows", "rows of refused requests, by the first problem found", "case", "reason", "field"
         )

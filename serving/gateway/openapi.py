@@ -15,7 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-from pipelines.contracts import ID_PATTERN
+from pipelines.contracts import FIGURE_PATTERN, ID_PATTERN
 from pipelines.fields import (
     OTHER_CHARS,
     Attribute,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 PREDICT, LABELS = "/v1/cases/{case}/predict", "/v1/cases/{case}/labels"
+FIGURES = "/v1/cases/{case}/figures"
 """The routes that the document names once for every case."""
 PARTIAL = "partial"
 """The parameter of a predict request whose rows are answered one by one."""
@@ -49,6 +50,7 @@ known.
    then safe, and its label finds it.
 3. `labels`: the same `prediction_id` with what turned out to be true. `event_time` says when that became known
    (default: now). A correction has a higher `revision`.
+4. `figures`: what a prediction came to in the business, where two versions are compared by that.
 
 The same cases answer in the Open Inference Protocol, version 2: `/v2/models/{case}` says their inputs and outputs.
 
@@ -65,6 +67,12 @@ _ID = {
 }
 _TIME = {"type": "string", "format": "date-time"}
 _COUNT = {"type": "integer", "minimum": 0}
+_REVISION = {
+    **_COUNT,
+    "maximum": 2**31 - 1,
+    "default": 0,
+    "description": "of several of one row the highest counts; at most the present time in seconds since 1970",
+}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -83,6 +91,7 @@ _ONE_BY_ONE = """\
 `true`: rows are answered one by one. In the place of one that is refused stand `row`, `status` (422 not as declared,
 409 a `prediction_id` that another row has), `error` and `field`; `refused` counts them, and the others are scored and
 logged. The request as a whole is refused only for its key, its rate, its length, or a body that is no list of rows."""
+_FIGURES = "`name` is yours, and says in every case what the figure is, like `revenue`; `value` is a finite number."
 _LATER = """\
 try again later: 503 no champion yet, Triton does not answer, the case cannot be used now, or as many requests or rows
 as fit, or as can be answered in time, are being answered (`Retry-After` says when); 507 the disk of the prediction log
@@ -134,7 +143,7 @@ def install(app: FastAPI) -> None:
 
 
 def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str, str]) -> Json:
-    """FastAPI's document ``base`` with one pair of paths for each case in the place of the generic ones.
+    """FastAPI's document ``base`` with the paths of each case in the place of the generic ones.
 
     ``most`` is the largest number of rows of one request, ``broken`` says why cases that are there cannot be used.
     """
@@ -145,7 +154,7 @@ def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str
         f"\n**{name} {'goes on as it was declared before' if name in names else 'cannot be used now'}.** {reason}\n"
         for name, reason in sorted(broken.items())
     )
-    about = {path: found["paths"].pop(path)["post"].get("description", "") for path in (PREDICT, LABELS)}
+    about = {path: found["paths"].pop(path)["post"].get("description", "") for path in (PREDICT, LABELS, FIGURES)}
     paths: Json = {}
     found["tags"] = []
     for fields in served:
@@ -153,6 +162,7 @@ def document(base: Json, cases: Iterable[Fields], most: int, broken: Mapping[str
         for path, summary, more, body, answer in (
             (PREDICT, "Score rows", _fields(fields), _predict(fields, most), _reply(fields)),
             (LABELS, "Post labels", _label(fields), _labels(fields, most), _accepted()),
+            (FIGURES, "Post business figures", _FIGURES, _figures(most), _accepted()),
         ):
             text = f"{about[path]}\n\n{more}"
             operation = {
@@ -273,14 +283,7 @@ def _labels(fields: Fields, most: int) -> Json:
         "prediction_id": {**_ID, "description": "the row's, as it was sent or answered"},
         "label": {**label, "description": f"what turned out to be true: {fields.label}"},
         "event_time": {**_TIME, "description": "when the label became known (default: now)"},
-        "revision": {
-            **_COUNT,
-            "maximum": 2**31 - 1,
-            "default": 0,
-            "description": (
-                "of several labels of one row the highest counts; at most the present time in seconds since 1970"
-            ),
-        },
+        "revision": _REVISION,
     }
     item = {
         "type": "object",
@@ -292,6 +295,20 @@ def _labels(fields: Fields, most: int) -> Json:
         "schema": _list_of("labels", item, most),
         "example": {"labels": [{"prediction_id": FIRST, "label": _example_of(fields, -1)}]},
     }
+
+
+def _figures(most: int) -> Json:
+    properties = {
+        "prediction_id": {**_ID, "description": "the row's, as it was sent or answered"},
+        "name": {"type": "string", "pattern": FIGURE_PATTERN},
+        "value": {"type": "number", "format": "float"},
+        "event_time": {**_TIME, "description": "when the figure became known (default: now)"},
+        "revision": _REVISION,
+    }
+    required = ["prediction_id", "name", "value"]
+    item = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+    example = {"prediction_id": FIRST, "name": "revenue", "value": 12.5}
+    return {"schema": _list_of("figures", item, most), "example": {"figures": [example]}}
 
 
 def _example_of(fields: Fields, place: int) -> Any:

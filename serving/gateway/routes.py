@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 
 from serving.gateway.cases import Case
 from serving.gateway.metrics import CONTENT_TYPE_LATEST
-from serving.gateway.openapi import LABELS, PARTIAL, PREDICT
+from serving.gateway.openapi import FIGURES, LABELS, PARTIAL, PREDICT
 from serving.gateway.predict import in_time, predict, predict_each
 from serving.gateway.protections import HEADER, header
 from serving.gateway.readiness import Readiness
@@ -81,6 +81,28 @@ async def labelled(gateway: Gateway, name: str, scope: Scope, receive: Receive) 
     return _encoder.encode({"accepted": count})
 
 
+@router.post(FIGURES)
+async def post_figures(request: Request, case: str) -> Response:
+    """Log business figures of earlier predictions, like their revenue: an experiment compares the arms by them.
+
+    Of several of one name for one id the highest revision counts. Ids are not looked up, as with labels.
+    """
+    return Response(await figured(request.app.state.gateway, case, request.scope, request.receive), media_type=JSON)
+
+
+async def figured(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
+    """The answer of :func:`post_figures`."""
+    caller = await admitted(gateway, scope)
+    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
+        body = await place.read(scope, receive)
+        lines, count = await gateway.apart(len(body), _figure_lines, case, body, datetime.now(UTC))
+        await place.rows(count)
+        case.figures_log.append(lines)
+        gateway.metrics.log_lines.labels(name, "figures").inc(count)
+        gateway.metrics.figures.labels(name).inc(count)
+    return _encoder.encode({"accepted": count})
+
+
 @router.get("/healthz")
 async def healthz() -> Response:
     """Whether the process runs."""
@@ -123,6 +145,25 @@ def _label_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, in
             "received_at": now,
         }
         for label in labels
+    ]
+    return _encoder.encode_lines(lines), len(lines)
+
+
+def _figure_lines(case: Case, body: bytes, received: datetime) -> tuple[bytes, int]:
+    """The lines of the log for a body of figures, and how many there are."""
+    figures = read(case.figures, body)
+    check_times(figures, case.times, received)
+    now = received.isoformat()
+    lines = [
+        {
+            "prediction_id": figure.prediction_id,
+            "name": figure.name,
+            "value": figure.value,
+            "revision": figure.revision,
+            "event_time": now if figure.event_time is UNSET else figure.event_time.astimezone(UTC).isoformat(),
+            "received_at": now,
+        }
+        for figure in figures
     ]
     return _encoder.encode_lines(lines), len(lines)
 

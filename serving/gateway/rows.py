@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
-from pipelines.contracts import ID_PATTERN
+from pipelines.contracts import FIGURE_PATTERN, ID_PATTERN
 from pipelines.fields import (
     EVENT_TIME,
     FLOAT32_MAX,
@@ -85,6 +85,16 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     event_time: Time | UnsetType = UNSET
 
 
+class Figure(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A business figure as posted."""
+
+    prediction_id: _Id
+    name: Annotated[str, Meta(pattern=FIGURE_PATTERN)]
+    value: Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
+    revision: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    event_time: Time | UnsetType = UNSET
+
+
 def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> None:
     """Raise Refused for the first item whose event time or revision cannot be right.
 
@@ -98,7 +108,7 @@ def check_times(items: Sequence[Any], times: EventTimes, received: datetime) -> 
 def _untimely(item: Any, times: EventTimes, received: datetime) -> Problem | None:
     if item.event_time is not UNSET and (text := times.mistake(item.event_time, received)) is not None:
         return Problem(EVENT_TIME, "event_time", text)
-    if isinstance(item, Label) and too_high(item.revision, received):
+    if isinstance(item, Label | Figure) and too_high(item.revision, received):
         text = (
             "must not be above the present time in seconds since 1970: count corrections from 1, or send the "
             "time of the correction"
@@ -155,6 +165,16 @@ def label_shape(fields: Fields, most: int) -> Shape:
         kw_only=True,
     )
     return _shape("labels", named, ("prediction_id", "label"), checks, most)
+
+
+def figure_shape(most: int) -> Shape:
+    """The body of a figures request: named finite numbers."""
+    checks: dict[str, Check] = {
+        "name": _name_check,
+        "value": partial(problem, Numeric("value")),
+        "revision": _whole("revision", 0, 2**31 - 1),
+    }
+    return _shape("figures", Figure, ("prediction_id", "name", "value"), checks, most)
 
 
 def _shape(name: str, item: Any, required: tuple[str, ...], checks: Mapping[str, Check], most: int) -> Shape:
@@ -490,6 +510,12 @@ def _id_check(value: object) -> Problem | None:
         return None
     allowed = "must be 1 to 128 letters, digits or . _ : / @ + = -, starting with a letter or digit"
     return Problem("prediction_id", "prediction_id", allowed)
+
+
+def _name_check(value: object) -> Problem | None:
+    if isinstance(value, str) and re.fullmatch(FIGURE_PATTERN.removesuffix("$"), value):
+        return None
+    return Problem("name", "name", "must be a letter, then letters, digits and _, at most 64 in all")
 
 
 def _time_check(value: object) -> Problem | None:

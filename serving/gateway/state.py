@@ -71,7 +71,7 @@ class Gateway:
             (
                 why
                 for case in self.cases.values()
-                for why in (case.predictions_log.failing, case.labels_log.failing)
+                for why in (case.predictions_log.failing, case.labels_log.failing, case.figures_log.failing)
                 if why
             ),
             "",

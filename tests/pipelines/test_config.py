@@ -10,7 +10,7 @@ import yaml
 
 from pipelines.case_files import CASES_ROOT, case_names
 from pipelines.errors import ConfigError
-from pipelines.params import ModelParams, TextModelParams
+from pipelines.params import ModelParams, RolloutParams, TextModelParams
 from pipelines.params_file import load_params, read_yaml
 from pipelines.settings import Settings
 from tests import shop
@@ -54,6 +54,85 @@ def test_training_parameters_that_contradict_each_other_are_refused(tmp_path, ba
     bank["train"] |= change
     with pytest.raises(ConfigError, match=word):
         load_params("bank", written(tmp_path, bank))
+
+
+AB = {"steps": [0.5, 1.0], "experiment": {"outcome": "revenue", "horizon_hours": 24, "units": 4000}}
+
+
+def experiment(**change):
+    """A rollout with an experiment, changed."""
+    return AB | {"experiment": AB["experiment"] | change}
+
+
+def bandit(**change):
+    """A rollout with a bandit, changed."""
+    return experiment(outcome="label", units=None, bandit=True, **change)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "word"),
+    [
+        (AB | {"steps": [1.0]}, "compares two arms, and the first step is 1.0"),
+        ({"preset": "instant"} | {"experiment": AB["experiment"]}, "compares two arms"),
+        (experiment(outcome="my revenue"), "outcome"),
+        (experiment(horizon_hours=0), "horizon_hours"),
+        (experiment(units=10), "units"),
+        (experiment(better="more"), "better"),
+        (experiment(bounds=[0.2, 0.8]), "bounds and every_hours need bandit: true"),
+        (experiment(bandit=True), "bandit moves the weight, and outcome is revenue"),
+        (experiment(outcome="label", bandit=True), "bandit moves the weight, and units are 4000"),
+        (experiment(units=None), "needs units, at which it ends, or effect"),
+        (experiment(effect=2.0), "effect and units are both given"),
+        (bandit(bounds=[0.9, 0.2]), "0.9 is not below 0.2"),
+        (bandit(bounds=[0.5, 1.0]), "leave the champion some keys"),
+        (bandit() | {"steps": [0.05, 1.0]}, "the rollout begins at 0.05"),
+        (AB | {"guard": None}, "needs a guard"),
+    ],
+)
+def test_an_experiment_that_makes_no_sense_is_refused(tmp_path, bank, rollout, word):
+    """The message names what contradicts what, before anything is rolled out."""
+    for sound in (AB, bandit(), bandit(bounds=[0.2, 0.6], every_hours=6)):
+        load_params("bank", written(tmp_path, bank | {"rollout": sound}))
+    with pytest.raises(ConfigError, match=word):
+        load_params("bank", written(tmp_path, bank | {"rollout": rollout}))
+
+
+def test_labels_of_classes_cannot_be_the_outcome_of_an_experiment(tmp_path):
+    """Classes have no mean to compare: a case with classes is sent to figures, which it may have."""
+    values = yaml.safe_load((CASES_ROOT / "triage" / "params.yaml").read_text())
+    path = tmp_path / "triage.yaml"
+    path.write_text(yaml.safe_dump(values | {"rollout": experiment(outcome="label")}))
+    with pytest.raises(ConfigError, match=r"rollout\.experiment\.outcome.*post a figure"):
+        load_params("triage", path)
+    path.write_text(yaml.safe_dump(values | {"rollout": AB}))
+    assert load_params("triage", path).rollout.experiment.outcome == "revenue"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"bandit": True, "units": None}, "experiment.bandit"),
+        ({"units": None}, "needs units, at which it ends, or effect"),
+        ({"units": None, "effect": 2.0}, ""),
+    ],
+)
+def test_an_experiment_on_a_number_needs_an_end_or_a_size(tmp_path, change, word):
+    """Where the label is a number it takes units or an effect, and no bandit; the unit is named."""
+    values = yaml.safe_load((CASES_ROOT / "flights" / "params.yaml").read_text())
+    path = tmp_path / "flights.yaml"
+    path.write_text(yaml.safe_dump(values | {"rollout": experiment(outcome="label", **change)}))
+    if word:
+        with pytest.raises(ConfigError, match=word):
+            load_params("flights", path)
+    else:
+        assert load_params("flights", path).rollout.experiment.effect == 2
+
+
+def test_a_rollout_without_an_experiment_is_written_as_before():
+    """A plan that declares no experiment has no word of one, so that rows and hashes of before stay as they are."""
+    assert "experiment" not in RolloutParams(steps=(0.5, 1.0)).model_dump(mode="json")
+    plan = RolloutParams.model_validate(AB)
+    assert RolloutParams.model_validate(plan.model_dump(mode="json")) == plan
 
 
 def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:

@@ -1,14 +1,16 @@
 """perennial/airflow/deadlines.py: a run that is late is told to people, by whoever can."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
 
-from perennial.airflow.deadlines import late
+from perennial.airflow.deadlines import late, rollout
 from pipelines.alerts.sinks import Undelivered
 from pipelines.case_files import CASES_ROOT
+from pipelines.params import RolloutParams
+from pipelines.params_file import load_params
 from tests.compose.stackfile import ROOT
 from tests.pipelines.alerts.test_sinks import receiver
 
@@ -71,3 +73,14 @@ def test_the_runbook_has_its_section():
     section = (ROOT / "docs/runbooks.md").read_text().partition("\n## run-late\n")[2].partition("\n## ")[0]
     assert section.startswith("*warning.*")
     assert all(part in section for part in ("**Means.**", "**Look at.**", "**Do.**"))
+
+
+def test_an_experiment_may_last():
+    """A rollout with an experiment is late a quarter of a year later than one that goes from step to step."""
+    params = load_params("bank")
+    steps = RolloutParams.model_validate({"steps": [0.5, 1.0]})
+    asks = RolloutParams.model_validate(
+        {"steps": [0.5, 1.0], "experiment": {"outcome": "revenue", "horizon_hours": 72, "units": 20_000}}
+    )
+    plain, asking = (rollout(params.model_copy(update={"rollout": plan})) for plan in (steps, asks))
+    assert (plain, asking - plain) == (timedelta(days=6), timedelta(days=90))

@@ -15,9 +15,9 @@ from pipelines.case_files import case_names
 from pipelines.cases import load_fields
 from pipelines.fields import OTHER_CHARS, Categorical, Fields, Moment, Numeric, Text
 from serving.gateway.app import create_app
-from serving.gateway.openapi import LABELS, PREDICT, document
+from serving.gateway.openapi import FIGURES, LABELS, PREDICT, document
 from serving.gateway.refusal import Refused
-from serving.gateway.rows import label_shape, read, row_shape
+from serving.gateway.rows import figure_shape, label_shape, read, row_shape
 from tests import shop
 from tests.serving.gateway.world import CASE, client, fake_triton, lines, make_home, until
 
@@ -41,7 +41,7 @@ def items(spec, path, case):
 
 def test_every_case_has_its_own_requests(spec):
     """The document names the requests of every case instead of a placeholder, all of them behind the key."""
-    wanted = {path.format(case=case) for path in (PREDICT, LABELS) for case in case_names()}
+    wanted = {path.format(case=case) for path in (PREDICT, LABELS, FIGURES) for case in case_names()}
     assert {path for path in spec["paths"] if path.startswith("/v1/")} == wanted
     assert all(spec["paths"][path]["post"]["security"] == [{"key": []}] for path in wanted)
     assert spec["components"]["securitySchemes"]["key"] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
@@ -96,6 +96,8 @@ def test_the_examples_work(world, spec, case):
     assert world.http.post(LABELS.format(case=case), json=label).json() == {"accepted": 1}
     assert label["labels"][0]["prediction_id"] == row["rows"][0]["prediction_id"]
     assert lines(world.settings, "labels", case)[-1]["prediction_id"] == row["rows"][0]["prediction_id"]
+    figure = body(spec, FIGURES, case)["example"]
+    assert world.http.post(FIGURES.format(case=case), json=figure).json() == {"accepted": 1}
 
 
 @pytest.mark.parametrize(
@@ -136,10 +138,12 @@ def test_any_declaration_has_examples_that_work():
     spec = document(create_app().openapi(), [fields], 10, {"other": "params.yaml has 1 mistake"})
     assert len(read(row_shape(fields, 10), msgspec.json.encode(body(spec, PREDICT, "odd")["example"]))) == 1
     assert len(read(label_shape(fields, 10), msgspec.json.encode(body(spec, LABELS, "odd")["example"]))) == 1
+    assert len(read(figure_shape(10), msgspec.json.encode(body(spec, FIGURES, "odd")["example"]))) == 1
     assert "other cannot be used now.** params.yaml has 1 mistake" in spec["info"]["description"]
     assert {path for path in spec["paths"] if path.startswith("/v1/")} == {
         "/v1/cases/odd/predict",
         "/v1/cases/odd/labels",
+        FIGURES.format(case="odd"),
     }
 
 

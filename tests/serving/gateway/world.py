@@ -37,6 +37,7 @@ CASE = "loans"
 FIELDS = load_fields(CASE)
 PREDICT = f"/v1/cases/{CASE}/predict"
 LABELS = f"/v1/cases/{CASE}/labels"
+FIGURES = f"/v1/cases/{CASE}/figures"
 
 
 class Scores(service_pb2_grpc.GRPCInferenceServiceServicer):
