@@ -1,6 +1,7 @@
 """pipelines/rescoring: what was answered comes out again, what does not is named, and a candidate is set beside."""
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest import mock
@@ -34,16 +35,22 @@ PARAMS = load_params(CASE)
 EVER = Window(start=datetime(2000, 1, 1, tzinfo=UTC), end=datetime(2050, 1, 1, tzinfo=UTC))
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Version 1 has answered 120 rows and version 2 60 more, in two segments; version 3 was never released."""
-    found = Settings(home=tmp_path / "state")
+    found = Settings(home=tmp_path_factory.mktemp("made") / "state")
     for version, bias in ((1, -0.4), (2, -0.2)):
         trained(found, version, bias)
     trained(found, 3, 0.3, released=False)
     log(found, "w-000001", lines(found, 1, traffic(1, 120)))
     log(found, "w-000002", lines(found, 2, traffic(2, 60, seed=8)))
     return found
+
+
+@pytest.fixture
+def settings(made: Settings, tmp_path: Path) -> Settings:
+    """A copy of that state."""
+    return Settings(home=shutil.copytree(made.root, tmp_path / "state"))
 
 
 def of_all(settings: Settings, version: int | None = None) -> dict:
