@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ ROWS = {TABLE: 6_000, NUMBER: 4_000, TEXT: 600}
 QUICK = {TABLE: 600, TEXT: 60}
 OTHER_FILE_ROWS = 200
 CLIENTS = 8
+TRIES = 60
 REQUESTS = (1, 1, 1, 2, 5, 20)
 """Rows of the requests, in turn."""
 SECONDS_PER_100K = 5.0
@@ -154,6 +157,8 @@ def made(home: Path, rows: Mapping[str, int]) -> Mapping[str, Spans]:
     changes = {"training_rows": "source"}
     with stack.serving(home, tuple(rows), dict.fromkeys(rows, changes), keep_mlflow=True) as serving:
         spans: dict[str, dict[str, Window]] = {}
+        for case in serving.cases:  # of a state that was made in part
+            stack.reconciled(serving, case)
         with stack.gateway(serving, serving.ports.gateway):
             ask = partial(_ask, serving.ports.gateway)
             sent = {case: _rows(case, rows[case] + OTHER_FILE_ROWS) for case in serving.cases}
@@ -208,9 +213,16 @@ def _ask(port: int, case: str, rows: Sequence[Row]) -> list[Row]:
             json.dumps({"rows": some}).encode(),
             {"Content-Type": "application/json", "X-API-Key": stack.KEY},
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            found: list[Row] = json.load(answer)["rows"]
-            return found
+        for _ in range(TRIES):
+            try:
+                with urllib.request.urlopen(request, timeout=120) as answer:
+                    found: list[Row] = json.load(answer)["rows"]
+                    return found
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise PerennialError(f"{case}: {error} ({error.read().decode()[:300]})") from error
+                time.sleep(float(error.headers.get("Retry-After", 1)))
+        raise PerennialError(f"{case}: the gateway had no room for a request in {TRIES} tries: quieten the machine")
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         return [answer for some in pool.map(post, requests) for answer in some]
