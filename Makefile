@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics bench-rollout proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data bench-serving proof-serving flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics bench-rollout proof-crash proof-diagnosis proof-doors proof-flips proof-labels proof-rescore bench-replay bench-rows bench-flights bench-families bench-models bench-data bench-serving proof-serving flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -129,6 +129,9 @@ proof-doors: ## a gateway under damaged requests, long bodies and held connectio
 
 proof-labels: ## every label judged once, however late and in what batches it comes (benchmarks/results/proof-labels.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof.labels $(ARGS)
+
+proof-rescore: ## every logged score comes out again; faults planted in log, bundle, encoder and runtime are found and named (benchmarks/results/proof-rescore.json) [ARGS="--quick | --logs STATE ..."]
+	$(PY) -m benchmarks.proof.rescore $(ARGS)
 
 proof-serving: ## Triton killed, releases under load, three times what it can, another case's storm: who is answered what (benchmarks/results/proof-serving.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof.serving $(ARGS)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+
+import polars as pl
 
 from pipelines.contracts import Window
 from pipelines.data import lines
 from pipelines.data import log as prediction_log
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError, DataError, IntegrityError
 from pipelines.params import Params
 from pipelines.rescoring import comparing, diagnosis
+from pipelines.rescoring.diagnosis import Problem
 from pipelines.rescoring.replay import Replayed, replay, tolerance_of
 from pipelines.rescoring.versions import Version, load
 from pipelines.settings import Settings
@@ -24,7 +28,7 @@ def rescore(
 
     Without a ``version`` every row by the version that answered it. With one its own rows so, and on the rows that
     others answered it is compared with them. Raises ConfigError for a span without length and an unknown version,
-    DataError where nothing was answered in the span, IntegrityError if the log or the candidate's bundle is damaged.
+    DataError where nothing was answered in the span, IntegrityError if the candidate's bundle is damaged.
     """
     case = params.case
     if begin >= end:
@@ -33,27 +37,47 @@ def rescore(
         )
     window = Window(start=begin, end=end)
     candidate = None if version is None else load(settings, case, version)
-    unread = prediction_log.catch_up(settings, case, window)
+    tolerance, problems = tolerance_of(params), list[Problem]()
+    unread = _caught_up(settings, case, window, problems)
     started = time.perf_counter()
-    tolerance = tolerance_of(params)
-    replayed, left_out = replay(settings, case, lines.read(settings, case, window), tolerance, version)
+    batches = _whole(lines.read(settings, case, window), problems)
+    replayed, left_out = replay(settings, case, batches, tolerance, version)
     seconds = time.perf_counter() - started
-    answer: dict[str, Any] = {
+    problems += diagnosis.problems(settings, case, replayed.values(), tolerance)
+    compared = None
+    if candidate is not None and not any(one.version is None for one in problems):
+        compared = _compared(params, settings, candidate, window)
+    if not (replayed or compared or problems):
+        raise DataError(_nothing(settings, case, window, left_out))
+    return {
         "case": case,
         "version": version,
         "from": begin.isoformat(),
         "to": end.isoformat(),
         "tolerance": tolerance,
+        "ok": not problems,
+        "problems": [problem._asdict() for problem in problems],
         "replay": _told(replayed, left_out, unread, seconds),
-        "problems": [problem._asdict() for problem in diagnosis.problems(settings, case, replayed.values(), tolerance)],
-        "comparison": None,
+        "comparison": compared,
     }
-    if candidate is not None:
-        answer["comparison"] = _compared(params, settings, candidate, window)
-    if not answer["replay"]["rows"] and answer["comparison"] is None:
-        raise DataError(_nothing(settings, case, window, left_out))
-    answer["ok"] = not answer["problems"]
-    return answer
+
+
+def _caught_up(settings: Settings, case: str, window: Window, problems: list[Problem]) -> int:
+    """How many rows of the window stand in segments that are open still; a damaged or lost segment is a problem."""
+    try:
+        return prediction_log.catch_up(settings, case, window)
+    except IntegrityError as error:
+        problems.append(Problem("log", None, 0, str(error)))
+        return 0
+
+
+def _whole(batches: Iterator[pl.DataFrame], problems: list[Problem]) -> Iterator[pl.DataFrame]:
+    """The batches up to a segment or a partition that is not what was written; that is a problem, told once."""
+    try:
+        yield from batches
+    except IntegrityError as error:
+        if all(str(error) != one.told for one in problems):
+            problems.append(Problem("log", None, 0, str(error)))
 
 
 def _told(replayed: dict[int, Replayed], left_out: int, unread: int, seconds: float) -> dict[str, Any]:

@@ -43,10 +43,10 @@ Scores = NDArray[np.float64]
 
 
 class Problem(NamedTuple):
-    """What is wrong with a version's answers, and of how many of its rows."""
+    """What is wrong with a version's answers (None: with the log itself), and with how many rows."""
 
     cause: Cause
-    version: int
+    version: int | None
     rows: int
     told: str
 
@@ -104,7 +104,12 @@ def _of_scores(settings: Settings, case: str, one: Replayed, tolerance: float) -
             cause = other.kept if is_same in {True, None} else other.changed
             if other.name == _STAGED and is_same and kept is not None and _gives(other.score, kept):
                 cause = "artefact"  # what served is what was judged, to the holdout's rows
-            return Problem(cause, one.number, wrong, f"{told}: {other.name} gives them; {_mend(cause, version)}")
+            why = f"{other.name} gives them"
+            if cause == "log":
+                why, cause = f"{other.name} gives them, and the lines are others than were compacted", "log"
+                if not _unlike_lake(settings, case, rows):
+                    why, cause = f"{other.name} gives them: it answered in its place", "runtime"
+            return Problem(cause, one.number, wrong, f"{told}: {why}; {_mend(cause, version)}")
     if is_same is False:
         assert kept is not None
         cause, what = _part(version, kept)

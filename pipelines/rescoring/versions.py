@@ -58,13 +58,16 @@ def load(settings: Settings, case: str, number: int) -> Version:
         raise NotKept(
             f"the bundle of {name} is gone: restore {where} from a backup, or leave the version out"
         ) from error
-    about = json.loads((folder / BUNDLE).read_text())
-    if (told := about.get("tokenizer_sha256")) and told != file_sha256(folder / TOKENIZER):
-        raise IntegrityError(
-            f"{folder / TOKENIZER} of {name} is another tokenizer than its {BUNDLE} names ({told[:12]}): "
-            "restore the bundle"
-        )
-    return Version(number, target["candidate_key"], answering.load(folder))
+    try:
+        about = json.loads((folder / BUNDLE).read_text())
+        if (told := about.get("tokenizer_sha256")) and told != file_sha256(folder / TOKENIZER):
+            raise IntegrityError(
+                f"{folder / TOKENIZER} of {name} is another tokenizer than its {BUNDLE} names ({told[:12]}): "
+                "restore the bundle"
+            )
+        return Version(number, target["candidate_key"], answering.load(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"the bundle of {name} is not whole ({error}): restore {folder} from a backup") from error
 
 
 def columns(fields: Fields, rows: pl.DataFrame) -> dict[str, Any]:

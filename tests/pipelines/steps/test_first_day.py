@@ -33,7 +33,10 @@ def settings(tmp_path) -> Settings:
 def told(settings: Settings, as_of) -> list[str]:
     """The alerts that the run's alert step leaves; its page is drawn too."""
     folder = settings.run_dir("loans", as_of)
-    alert.run(PARAMS, settings, folder, as_of)
+    # The champion's folders hold no model that could score rows again.
+    silenced = PARAMS.alerts.model_copy(update={"off": ("scores_differ",)})
+    params = PARAMS.model_copy(update={"alerts": silenced})
+    alert.run(params, settings, folder, as_of)
     page.run(PARAMS, settings, folder, as_of)
     return [one["key"] for one in json.loads((folder / "alert" / "alerts.json").read_text())["alerts"]]
 
