@@ -24,6 +24,8 @@ TURNED_AWAY = "turned_away"
 """Where it leaves what says of a request's scope which answer turns it away before it is begun (None: it is not)."""
 CROWD = "crowd"
 """Where it leaves what says of a request's bytes which answer turns it away before anything is read of it."""
+HEARD = "heard"
+"""Where it leaves what is called whenever something was read."""
 RETRY_SECONDS = 1
 """What a caller beyond the bounds is told to wait."""
 _TURNS = itertools.count()
@@ -98,6 +100,7 @@ class Connection(HttpToolsProtocol):
         self.bounds: Bounds = self.app_state.get(BOUNDS) or read_bounds()
         self._turned_away: Callable[[Any], bytes | None] | None = self.app_state.get(TURNED_AWAY)
         self._crowd: Callable[[bytes], bytes | None] | None = self.app_state.get(CROWD)
+        self._heard: Callable[[], None] | None = self.app_state.get(HEARD)
         self._within = False  # a request whose end has not come
         self.since = next(_TURNS)
         self._running: RequestResponseCycle | None = None  # ``cycle`` is the one that came last, which may wait for it
@@ -135,6 +138,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        if self._heard is not None:
+            self._heard()
         if self._crowd is not None and not self._within and self._answered and (answer := self._crowd(data)):
             self._stop_reading()
             self.transport.write(answer)

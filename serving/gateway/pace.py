@@ -95,9 +95,14 @@ class Limit:
         """An answer has taken so long; ``now`` is monotonic."""
         if seconds <= promised:
             self._now = min(self._most, self._now + 1.0 / self._now)
-        elif now >= self._blind_until:
-            self._now = max(1.0, self._now * BACK)
-            self._blind_until = now + promised
+        else:
+            self.lower(promised, now)
+
+    def lower(self, seconds: float, now: float, least: float = 1.0) -> None:
+        """A fifth less, to ``least``; not again within so many seconds, until which its effect is waited for."""
+        if now >= self._blind_until and self._now > least:
+            self._now = max(least, self._now * BACK)
+            self._blind_until = now + seconds
 
 
 class Wait(NamedTuple):
