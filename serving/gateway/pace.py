@@ -78,17 +78,18 @@ class Limit:
     answers, as it is busy with requests.
     """
 
-    __slots__ = ("_blind_until", "_most", "_now")
+    __slots__ = ("_blind_until", "_least", "_most", "_now")
 
-    def __init__(self, most: int) -> None:
-        """``most``: what it never exceeds, and begins with."""
+    def __init__(self, most: int, least: int = 1) -> None:
+        """``most``: what it never exceeds, and begins with; ``least`` is left whatever happens."""
         self._most = float(most)
+        self._least = float(min(least, most))
         self._now = float(most)
         self._blind_until = 0.0
 
     @property
     def requests(self) -> int:
-        """The limit; one at the least."""
+        """The limit."""
         return int(self._now)
 
     def note(self, seconds: float, promised: float, now: float) -> None:
@@ -98,10 +99,10 @@ class Limit:
         else:
             self.lower(promised, now)
 
-    def lower(self, seconds: float, now: float, least: float = 1.0) -> None:
-        """A fifth less, to ``least``; not again within so many seconds, until which its effect is waited for."""
-        if now >= self._blind_until and self._now > least:
-            self._now = max(least, self._now * BACK)
+    def lower(self, seconds: float, now: float, left: float = BACK) -> None:
+        """So much is ``left``; no less within so many seconds, in which its effect is waited for."""
+        if now >= self._blind_until:
+            self._now = max(self._least, self._now * left)
             self._blind_until = now + seconds
 
 

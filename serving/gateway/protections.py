@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope
 from pipelines.errors import ConfigError
 from serving.gateway.connections import RETRY_SECONDS
 from serving.gateway.joining import Late
-from serving.gateway.pace import TURNS, Limit
+from serving.gateway.pace import Limit
 from serving.gateway.refusal import Refused
 from serving.gateway.settings import Bounds
 
@@ -34,10 +34,17 @@ _WAIT_SECONDS = 0.2
 """How long a request may wait for the shared count before it is counted here."""
 FEW = 16
 """Rows of a request whose time says something of how busy a worker is: more may take long by themselves."""
-INSIDE = 0.6
-"""What part of a promised p99 a request may be inside: before, it waits to be read, which nobody sees."""
+INSIDE = 0.5
+"""What part of a promised p99 a request may be inside before its case has fewer places.
+
+Before, it waits to be read; and the slowest hundredth takes some twice as long as what this holds most of the time.
+"""
 UNREAD_SECONDS = 0.02
 """How long a request may wait to be read while others of its case are turned away."""
+LEFT, SETTLES = 0.5, 2.0
+"""What is left of its places at the least where that is longer, and for how many times as long no more of them go."""
+LEAST = 16
+"""Places that a case keeps, however late its answers are: so few do not make a worker slow, and share calls."""
 _REST_SECONDS = 5.0
 """How long a shared count that failed is left alone."""
 
@@ -77,7 +84,7 @@ class Door:
         self._all = Load()
         self._cases: defaultdict[str, Load] = defaultdict(Load)
         most = max(1, int(bounds.max_requests * bounds.case_share))
-        self._limits: defaultdict[str, Limit] = defaultdict(partial(Limit, most))
+        self._limits: defaultdict[str, Limit] = defaultdict(partial(Limit, most, LEAST))
         self._least = most
         self._beyond: set[str] = set()  # cases of which requests were turned away in this turn of the event loop
 
@@ -170,8 +177,9 @@ class Door:
         if not self._beyond:
             return
         if seconds > UNREAD_SECONDS:
+            now = time.monotonic()
             for case in self._beyond:
-                self._limits[case].lower(TURNS * seconds, time.monotonic(), FEW)
+                self._limits[case].lower(SETTLES * seconds, now, max(LEFT, UNREAD_SECONDS / seconds))
             self._look()
         self._beyond.clear()
 

@@ -65,7 +65,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._round)
 
 
-class Loop(uvloop.Loop):
+class Loop(uvloop.Loop):  # type: ignore[misc]
     """``uvicorn --loop=serving.gateway.turns:Loop``."""
 
     def __init__(self) -> None:
