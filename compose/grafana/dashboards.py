@@ -43,6 +43,9 @@ class Dashboard:
     tags: tuple[str, ...] = field(default=("perennial",))
 
 
+_CHALLENGED = 'perennial_gateway_arm_rows_total{case=~"$case", arm="challenger"}'
+
+
 def _quantile(share: float) -> str:
     return (
         f"histogram_quantile({share}, sum by (le) "
@@ -236,6 +239,60 @@ MODEL = Dashboard(
                 "Which version answers",
                 "short",
                 {"{{case}} {{version}}": f"sum by (case, version) (rate(perennial_gateway_rows_total{CASE}[2m]))"},
+            ),
+        ),
+        "Rollouts": (
+            Panel(
+                "Version on trial",
+                "none",
+                {"{{case}}": f"perennial_rollout_version{CASE}"},
+                "Also in its soak; 0: no rollout is under way.",
+                "stat",
+            ),
+            Panel(
+                "Share of the challenger",
+                "percentunit",
+                {"{{case}}": f"perennial_rollout_weight{CASE}"},
+                "Of the keys; 0 in shadow, and where no rollout is under way.",
+            ),
+            Panel(
+                "Rows of both arms",
+                "short",
+                {
+                    "{{case}} {{arm}} {{outcome}}": (
+                        f"sum by (case, arm, outcome) (rate(perennial_gateway_arm_rows_total{CASE}[2m]))"
+                    )
+                },
+                "A second, while a rollout is under way, by what became of them; shadow: after the reply.",
+            ),
+            Panel(
+                "Evidence against the challenger",
+                "short",
+                {"{{case}}": f"perennial_rollout_e_value{CASE}"},
+                "The guard's e-value at the newest row of the rollout: at 20 it is taken back.",
+            ),
+            Panel(
+                "Moves of a day",
+                "short",
+                {
+                    "{{case}} {{action}}": _or_none(
+                        f"sum by (case, action) (delta(perennial_rollout_moves{CASE}[1d])) > 0", "case"
+                    )
+                },
+                "Rows of rollouts that changed no champion: opened, advanced, held, taken back.",
+            ),
+            Panel(
+                "Rows that a challenger answered",
+                "short",
+                {"{{case}}": f"sum by (case) (increase({_CHALLENGED}[1d]))"},
+                "Of a day: what met a version that was on trial.",
+            ),
+            Panel(
+                "Challenger refused here",
+                "bool_on_off",
+                {"{{case}}": f"max by (case) (perennial_gateway_challenger_refused{CASE})"},
+                "1 while the gateway cannot serve the challenger, so that the champion answers its keys.",
+                "stat",
             ),
         ),
         "Answers and their SLO": (

@@ -18,7 +18,7 @@ from typing import get_args
 
 from pipelines import case_files, ledger
 from pipelines.arms import WHOLE
-from pipelines.contracts import EpisodeTrigger, Release, Severity, Stage
+from pipelines.contracts import CHANGES, Action, EpisodeTrigger, Release, Severity, Stage
 from pipelines.drift_report import JUDGED, DriftReport, HeldBy, State, read_report
 from pipelines.errors import DatabaseDamaged, PerennialError, Unavailable
 from pipelines.params import Params
@@ -63,6 +63,8 @@ SERIES = {
     "rollout_stage": "1 for the stage that the newest row of the releases is in",
     "rollout_weight": "share of keys that a rollout's challenger answers; 0 where none is under way",
     "rollout_version": "the version that a rollout is about, also in its soak; 0: none is under way",
+    "rollout_e_value": "the evidence against a rollout's challenger when its stage began, held against 1 / alpha",
+    "rollout_moves": "rows of rollouts so far that changed no champion, by what they did",
     "releases": "releases so far",
     "trainings": "verdicts so far, by what asked for the training",
     "training_cost": (
@@ -77,6 +79,7 @@ SERIES = {
 """Every series by its name behind the prefix; all are gauges with the label ``case``."""
 STATES = JUDGED
 STAGES = get_args(Stage)
+MOVES = tuple(action for action in get_args(Action) if action not in CHANGES)
 COSTS = ("cpu_hours", "gpu_hours", "wall_hours", "money")
 DRIFT_SEVERITIES = ("info", "warn", "severe")
 BOUNDS = ("value", "low", "high")
@@ -196,6 +199,11 @@ def _loop(settings: Settings, params: Params, releases: Sequence[Release]) -> It
         version = head.champion if head.stage == "soak" else head.challenger
         yield "rollout_version", {}, version or 0
         yield "rollout_weight", {}, head.weight / WHOLE if version else 0.0
+        said = {} if head.trial is None or version is None else head.trial.evidence
+        yield "rollout_e_value", {}, float(said.get("e_value", 0.0))
+    moves = Counter(row.action for row in ledger.chain(settings.ledger, params.case) if row.action not in CHANGES)
+    for move in MOVES:
+        yield "rollout_moves", {"action": move}, moves[move]
     for action, count in Counter(release.action for release in releases).items():
         yield "releases", {"action": action}, count
     judged = ledger.verdicts(settings.ledger, params.case)

@@ -300,10 +300,10 @@ def test_the_route_that_is_chosen_exists():
 
 
 def test_refusals_are_those_of_rows():
-    """What the rules on refused rows count are all codes of a problem with a row, but for those of labels."""
+    """What the rules on refused rows count are all codes of a problem with a row, not with a label or figure."""
     found = next(rule["expr"] for rule in rules() if rule["alert"] == "StackRowsRefused")
     reasons = set(re.search(r'reason=~"([^"]+)"', found)[1].split("|"))
-    assert reasons == {*get_args(ProblemCode), "missing", "unknown_field", "shape"} - {"class"}
+    assert reasons == {*get_args(ProblemCode), "missing", "unknown_field", "shape"} - {"class", "name"}
 
 
 REFUSED = 'perennial_gateway_refused_rows_total{{case="loans", reason="{}", field="{}"}}'

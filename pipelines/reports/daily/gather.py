@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipelines import ledger, storage
-from pipelines.contracts import Alert, Release
+from pipelines.contracts import CHANGES, Alert, Release
 from pipelines.drift_report import Counted, DriftReport, read_report
 from pipelines.params import Params
 from pipelines.reports.daily import heat
@@ -24,7 +24,8 @@ def gather(
 ) -> View:
     """The view of the window that the run in ``run_dir`` judged with ``report``; ``counted``: what its counts say."""
     past = history(run_dir)
-    releases = [release for release in ledger.releases(settings.ledger, params.case) if release.as_of <= as_of]
+    rows = [row for row in ledger.chain(settings.ledger, params.case) if row.as_of <= as_of]
+    releases = [row for row in rows if row.action in CHANGES]
     return View(
         as_of=as_of,
         report=report,
@@ -33,6 +34,7 @@ def gather(
         history=past,
         releases=tuple(releases),
         champion=_champion(releases, report),
+        stages=tuple(row for row in rows if row.action not in CHANGES),
         verdicts=tuple(_verdicts(settings, params.case, as_of, releases)),
         alerts=tuple(_open_alerts(settings, params.case, as_of)),
         served=tuple(Served(version=version, rows=rows) for version, rows in sorted(counted.served.items())),

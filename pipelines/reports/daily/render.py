@@ -62,6 +62,7 @@ def page(view: View, links: Links) -> str:
         blocked=State.BLOCKED_DATA_QUALITY,
         meaning=words.STATES,
         asked_by=words.ASKED_BY,
+        moved=words.moved,
         confidence=f"{1 - view.policy.q:.0%}",
     )
 

@@ -186,7 +186,7 @@ TEMPLATE = (
 <h2>Versions</h2>
 {% if v.releases %}
 <div class="card"><table class="wide"><tr><th>version</th><th>since</th><th>by</th><th>asked for</th><th>reason</th></tr>
-{% for one in v.releases | reverse %}{% if loop.index <= 8 %}<tr><td>v{{ one.champion }}</td><td class="nw">{{ one.as_of | day }}</td><td>{{ "promotion" if one.action == "promote" else one.action }}</td><td class="nw">{{ asked_by.get(one.trigger, one.trigger) }}</td><td>{{ one.reason }}</td></tr>{% endif %}{% endfor %}
+{% for one in (v.releases + v.stages) | sort(attribute="seq", reverse=true) %}{% if loop.index <= 8 %}{% set version, did = moved(one, v.stages) %}<tr><td>v{{ version }}</td><td class="nw">{{ one.as_of | day }}</td><td>{{ did }}</td><td class="nw">{{ asked_by.get(one.trigger, one.trigger) }}</td><td>{{ one.reason }}</td></tr>{% endif %}{% endfor %}
 </table></div>
 {% else %}<div class="card">No version has been released yet.</div>{% endif %}
 <p class="soft" style="margin-top: 14px">{% if links.model %}<a href="{{ links.model }}">The champion in MLflow</a> · {% endif %}{% if links.training %}<a href="{{ links.training }}">the training run of this episode</a> · {% endif %}{% if links.evidently %}<a href="{{ links.evidently }}">Evidently's page of this window</a> (drift/drift.html of this run) · {% endif %}{% if links.history %}<a href="{{ links.history }}">all drift runs in Airflow</a>{% endif %}</p>

@@ -11,7 +11,7 @@ from pipelines.drift_report import CategoryChange, DriftReport, NumberChange
 from pipelines.params import DriftParams
 from pipelines.reports.promises import Promise
 
-PROVENANCE = {"actor", "mlflow_run", "recorded_at", "hash", "previous_hash"}
+PROVENANCE = {"actor", "mlflow_run", "recorded_at", "hash", "previous_hash", "trial"}
 """What a release carries beside what it is."""
 
 
@@ -67,7 +67,8 @@ class View(Value):
     """Everything that the page of one window says.
 
     ``history`` has a report per window, oldest first, this one's the last; releases, verdicts and open alerts are those
-    up to ``as_of``. ``champion`` is the newest release of the version that the window was compared with.
+    up to ``as_of``. ``champion`` is the newest release of the version that the window was compared with. ``stages`` are
+    the rows of rollouts that left the champion as it was.
     """
 
     as_of: Instant
@@ -77,6 +78,7 @@ class View(Value):
     history: tuple[Past, ...]
     releases: tuple[Release, ...] = ()
     champion: Release | None = None
+    stages: tuple[Release, ...] = ()
     verdicts: tuple[Judged, ...] = ()
     alerts: tuple[Alert, ...] = ()
     served: tuple[Served, ...] = ()
@@ -98,10 +100,11 @@ class View(Value):
 
         The page does not say it, and one history played twice differs in it.
         """
-        said = self.model_dump(mode="json", exclude={"releases", "champion"})
+        said = self.model_dump(mode="json", exclude={"releases", "champion", "stages"})
         releases = [release.model_dump(mode="json", exclude=PROVENANCE) for release in self.releases]
         champion = None if self.champion is None else self.champion.model_dump(mode="json", exclude=PROVENANCE)
-        return {**said, "releases": releases, "champion": champion}
+        stages = [row.model_dump(mode="json", exclude=PROVENANCE) for row in self.stages]
+        return {**said, "releases": releases, "champion": champion, **({"stages": stages} if stages else {})}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pipelines.contracts import ELSEWHERE, Decision, Trigger
+from collections.abc import Sequence
+
+from pipelines.arms import WHOLE
+from pipelines.contracts import ELSEWHERE, Decision, Release, Trigger
 from pipelines.drift_report import UNJUDGED, Action, DriftReport, Held, State, WindowFigures
 from pipelines.reports.daily.view import Judged, View
 
@@ -30,6 +33,16 @@ STATES = {
     State.COOLDOWN: "just retrained: nothing is done for a while",
     State.BLOCKED_DATA_QUALITY: "the data are wrong: nothing is decided",
 }
+MOVES: dict[str, str] = {
+    "promote": "promotion",
+    "open": "on trial",
+    "advance": "a higher share",
+    "hold": "held",
+    "resume": "goes on",
+    "abort": "taken back",
+    "settle": "its soak is over",
+}
+"""What a row of the releases did, where another word says it better."""
 DONE: dict[Action, str] = {"retrain": "a retraining was started", "alert": "a person should look"}
 
 
@@ -54,6 +67,18 @@ def rolling(view: View) -> list[WindowFigures]:
     """
     found = {(one.end, one.version): one for past in view.history for one in past.report.performance.rolling}
     return [one for _, one in sorted(found.items()) if one.version != ELSEWHERE or one.main is not None]
+
+
+def moved(row: Release, stages: Sequence[Release]) -> tuple[int, str]:
+    """The version that a row of the releases is about, and what became of it; ``stages`` are the rows of rollouts."""
+    said = MOVES.get(row.action, row.action)
+    if row.challenger is not None:
+        share = "in shadow" if row.stage == "shadow" else f"answers {row.weight / WHOLE:.0%}"
+        return row.challenger, f"{said}: {share}"
+    if row.action == "abort":
+        tried = [one.challenger for one in stages if one.seq < row.seq and one.challenger is not None]
+        return tried[-1] if tried else row.champion, said
+    return row.champion, said
 
 
 def headline(view: View) -> str:
