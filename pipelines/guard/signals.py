@@ -47,11 +47,6 @@ class Measure:
     told: Told
     also: Floats | None = None
 
-    def e(self, prior: Floats) -> Floats:
-        """The e-values ``[T]``."""
-        found = e_values(self.increments, prior)
-        return found if self.also is None else np.minimum(found, e_values(self.also, prior))
-
     def began(self) -> int:
         """The position of the window from which on the evidence is strongest."""
         rest = np.cumsum(self.increments[::-1], axis=0)[::-1]
@@ -81,6 +76,14 @@ def measures(windows: Sequence[Seen], limits: GuardParams, slo: Slo, bound: floa
     if limits.loss is not None:
         found.append(_loss(windows, limits.loss, bound))
     return found
+
+
+def evidence(found: Sequence[Measure], prior: Floats) -> Floats:
+    """The e-values ``[signals, T]``: of each signal the mean over its bets, all worked out at once."""
+    nulls = [null for one in found for null in (one.increments, one.also) if null is not None]
+    ends = np.cumsum([null.shape[1] for null in nulls])[:-1]
+    means = iter(part.mean(axis=1) for part in np.split(e_values(np.hstack(nulls), prior), ends, axis=1))
+    return np.array([next(means) if one.also is None else np.minimum(next(means), next(means)) for one in found])
 
 
 def weights(found: Sequence[Measure]) -> Floats:
