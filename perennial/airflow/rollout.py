@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseSensorOperator, PokeReturnValue, XComArg
+from airflow.sdk import DAG, BaseSensorOperator, Param, PokeReturnValue, XComArg
 
 from perennial.airflow.deadlines import deadline
 from perennial.airflow.deadlines import rollout as rollout_deadline
 from perennial.airflow.failures import keeping_errors, tell_failure
 from perennial.airflow.operators import StepOperator, task_settings
-from perennial.airflow.run import DEFAULTS, clock_param, failing_fast, resolve_as_of, small
+from perennial.airflow.run import DEFAULTS, failing_fast, small
 from perennial.airflow.trigger import TriggerOnce
 from pipelines.cases import load_case
 from pipelines.line import runner
 from pipelines.line.order import ROLLOUT, TICK
+from pipelines.moments import parse_as_of
 from pipelines.params import Params
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ whose rollout it opened, or that waits for its turn; `as_of` is that training's.
 A run ends green when its candidate serves, was taken back, or is stale. By hand:
 `python -m pipelines rollout status|advance|hold|resume|abort --case {case}`.
 """
+OF = "The training run whose candidate this is about (UTC). Empty: whatever rollout is under way, until it is over."
 LONGEST = timedelta(days=400)
 """A rollout whose stages last a year each is still one."""
 AT_ONCE = 64
@@ -44,7 +46,7 @@ def rollout(params: Params) -> DAG:
         schedule=None,
         catchup=False,
         max_active_runs=AT_ONCE,
-        params={"as_of": clock_param(params)},
+        params={"as_of": Param(None, OF, type=["null", "string"], format="date-time")},
         default_args={**DEFAULTS, "retries": 12, "max_retry_delay": timedelta(minutes=5)},
         deadline=deadline(params.case, rollout_deadline(params)),
         on_failure_callback=tell_failure(params.case),
@@ -76,6 +78,8 @@ def pause(params: Params) -> timedelta:
 class RolloutSensor(BaseSensorOperator):
     """Ticks a case's rollout until nothing more can become of the candidate of the training run ``as_of``.
 
+    Without an ``as_of`` until no rollout is under way.
+
     What a retry can mend (Triton, the ledger are away) is tried again for about an hour, over the whole rollout.
     """
 
@@ -90,7 +94,7 @@ class RolloutSensor(BaseSensorOperator):
         with keeping_errors(context), failing_fast():
             params, settings = load_case(self.case).params, task_settings(TICK, self.case)
             assert params is not None  # load_case raises what is wrong with them
-            as_of = resolve_as_of(context["params"].get("as_of"), context["dag_run"])
-            found = runner.act(TICK, params, settings, {"as_of": as_of})
+            given = context["params"].get("as_of")
+            found = runner.act(TICK, params, settings, {"as_of": parse_as_of(given) if given else None})
             self.log.info("%s: %s: %s", self.case, found.outcome, found.reason)
             return PokeReturnValue(is_done=found.over, xcom_value=small(found.model_dump(mode="json")))

@@ -113,7 +113,7 @@ def judge(
     """
     past, found = reading.past, inputs(run, spec)
     served = serve(run, reading, rows, lines)
-    times = (datetime.fromisoformat(row["as_of"]) for row in verdicts)
+    decisions = ((datetime.fromisoformat(row["as_of"]), row["verdict"].get("decision", "")) for row in verdicts)
     seen = DriftEvidence(
         champion=run.version,
         training_rows=run.reference.rows,
@@ -124,7 +124,7 @@ def judge(
         labels=served.labels,
         labelled=served.labelled,
         fresh_labels=served.fresh_labels,
-        outcome=outcome(past.policy, releases, times, run.as_of),
+        outcome=outcome(past.policy, releases, decisions, run.as_of),
         headroom=run.headroom,
     )
     known = _known(run, past)
@@ -150,23 +150,25 @@ def inputs(run: Run, spec: Spec) -> Inputs:
 
 
 def outcome(
-    before: PolicyState | None, releases: Iterable[Release], verdicts: Iterable[datetime], as_of: datetime
+    before: PolicyState | None, releases: Iterable[Release], verdicts: Iterable[tuple[datetime, str]], as_of: datetime
 ) -> Outcome:
     """What became of the retraining that was asked for last, seen from before ``as_of``.
 
-    ``releases`` are all rows of the case, those of rollouts too, ``verdicts`` the times of the ledger's. A candidate
-    that is on trial has not been decided on yet.
+    ``releases`` are all rows of the case, those of rollouts too, ``verdicts`` the ledger's with their times. Nobody has
+    decided yet on a candidate that is on trial, or waits for the end of another one's rollout.
     """
     if before is None or before.retrained_at is None:
         return "none"
     asked = before.retrained_at
-    releases = [release for release in releases if release.as_of < as_of]
-    if any(release.action == "promote" and asked <= release.as_of for release in releases):
+    rows = [release for release in releases if release.as_of < as_of]
+    if any(release.action == "promote" and asked <= release.trained for release in rows):
         return "promoted"
-    tried = releases[-1] if releases else None
-    if tried is not None and tried.challenger is not None and tried.trial is not None and tried.trial.as_of >= asked:
+    judged = [decision for moment, decision in verdicts if asked <= moment < as_of]
+    tried = [row for row in rows if row.trial is not None and row.trial.as_of >= asked]
+    open_ = bool(rows) and rows[-1].challenger is not None
+    if not judged or (open_ and (tried[-1:] == rows[-1:] or (not tried and judged[-1] == "promote"))):
         return "pending"
-    return "kept" if any(asked <= moment < as_of for moment in verdicts) else "pending"
+    return "kept"
 
 
 def _known(run: Run, past: Past) -> Decision | None:

@@ -38,15 +38,15 @@ def test_inputs_of_both_arms_are_the_cases():
     assert not features["score"].drifted
 
 
-def row(seq: int, action: str, days: float, challenger: int | None) -> Release:
-    """A row of the rollout of a candidate that was trained a day after T0."""
+def row(seq: int, action: str, days: float, challenger: int | None, trained: float = 1) -> Release:
+    """A row of the rollout of a candidate that was trained so many days after T0."""
     trial = Trial(
         candidate_key="k2",
         bundle="b",
         mlflow_run=None,
         verdict_hash=None,
         trigger="drift",
-        as_of=T0 + DAY,
+        as_of=T0 + trained * DAY,
         plan={},
         step=0,
         opened=T0 + DAY,
@@ -67,9 +67,17 @@ def row(seq: int, action: str, days: float, challenger: int | None) -> Release:
         ([row(2, "open", 1, 2), row(3, "abort", 2, None)], "kept"),
         ([row(2, "open", 1, 2), row(3, "promote", 2, None)], "promoted"),
         ([row(2, "open", 1, 2), row(3, "abort", 4, None)], "pending"),
+        ([row(2, "open", 0, 2, trained=0)], "pending"),
+        ([row(2, "open", 0, 2, trained=0), row(3, "abort", 2, None, trained=0)], "kept"),
+        ([row(2, "open", 1, 2), row(3, "open", 2, 3, trained=0)], "kept"),
     ],
 )
 def test_a_retraining_on_trial_is_not_decided_on(history, expected):
-    """An episode's candidate is neither kept nor promoted while its rollout lasts, as seen from before ``as_of``."""
+    """An episode's candidate is neither kept nor promoted while its rollout, or that of another one, lasts.
+
+    As seen from before ``as_of``; one that was turned away is kept, whoever is on trial.
+    """
     asked = PolicyState(name=State.RETRAINING, end=T0, champion=1, cooldown_days=7.0, retrained_at=T0 + DAY)
-    assert outcome(asked, history, [T0 + DAY], T0 + 3 * DAY) == expected
+    assert outcome(asked, history, [(T0 + DAY, "promote")], T0 + 3 * DAY) == expected
+    turned_away = outcome(asked, [row(2, "open", 0, 2, trained=0)], [(T0 + DAY, "reject")], T0 + 3 * DAY)
+    assert turned_away == "kept"

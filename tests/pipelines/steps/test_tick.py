@@ -284,6 +284,17 @@ def test_the_guard_sees_what_was_logged(settings):
     assert "challenger" in found.reason or "failed" in found.reason
 
 
+def test_a_retired_case_has_no_rollout_any_more(settings):
+    """A tick of a case that is out of service, or that has no release, writes nothing and is the last one."""
+    assert ticked(settings, 1, of=None).over
+    train(settings, 1)
+    train(settings, 2)
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="a break", actor="ada")
+    found = ticked(settings, 31)
+    assert (found.over, found.outcome, "a break" in found.reason) == (True, "none", True)
+    assert len(rows(settings)) == 2
+
+
 def test_people_hear_of_a_rollout_that_does_not_move(settings, caplog):
     """A stage that lasts five times what it has to and a day more is told once; one that somebody holds is not."""
     train(settings, 1)
