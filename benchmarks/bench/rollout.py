@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench.rollout_ab import WAYS, cases, late, tried
-from benchmarks.bench.rollout_bandit import RUNS as DRIFTING_RUNS
 from benchmarks.bench.rollout_bandit import drifting
 from benchmarks.bench.rollout_traffic import (
     ERRORS,
@@ -346,7 +345,7 @@ def cells(quick: bool) -> list[Callable[[], list[dict[str, Any]]]]:
         *(partial(harm, "arms", late, runs) for late in (0, 8, 12)),
         *(partial(tried, name, quick) for name in cases()),
         *(partial(late, way, quick) for way in WAYS),
-        partial(drifting, 20 if quick else DRIFTING_RUNS),
+        partial(drifting, quick),
     ]
 
 

@@ -43,15 +43,21 @@ SHARE = 0.5
 GOAL = 1.05
 """How many times the latency without a shadow the 99th percentile with one may be."""
 MOST = "answered a second, closed loop of 32"
+SPENT = {"worker_ms": "the worker's processor (ms a request)", "triton_ms": "Triton's processor (ms a request)"}
 Row = dict[str, Any]
 
 
 class Turn(NamedTuple):
-    """What one turn of an arm came to: at half of the capacity, and what the worker could at that time."""
+    """What one turn came to: at half of the capacity, and ``most``, what the worker could at that time.
+
+    ``worker_ms`` and ``triton_ms`` are processor time for each request: of the gateway's worker, and of Triton.
+    """
 
     p50_ms: float
     p99_ms: float
     answered: float
+    worker_ms: float
+    triton_ms: float
     most: float
     errors: int
 
@@ -67,14 +73,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="perennial-shadow-") as home, stack.serving(Path(home), [CASE]) as serving:
         _beside(serving)
         port = Ports.free().gateway
-        with stack.gateway(serving, port, {"PERENNIAL_GATEWAY_TRAFFIC_SECONDS": "1"}):
-            rate, found = measured(serving, port, pairs, seconds)
+        with stack.gateway(serving, port, {"PERENNIAL_GATEWAY_TRAFFIC_SECONDS": "1"}) as worker:
+            rate, found = measured(serving, port, worker.pid, pairs, seconds)
             mirrored, dropped = (_counted(port, outcome) for outcome in ("ok", "dropped"))
     rows, made = told(found, rate, mirrored, dropped)
     record("rollout-shadow", rows=rows, goals=made, seconds=time.monotonic() - began, keep=not quick)
 
 
-def measured(serving: Serving, port: int, pairs: int, seconds: float) -> tuple[float, list[tuple[Turn, Turn]]]:
+def measured(
+    serving: Serving, port: int, worker: int, pairs: int, seconds: float
+) -> tuple[float, list[tuple[Turn, Turn]]]:
     """The rate of the open loops, and of each pair the turn without and the one with a shadow."""
     sent = stack.requests(CASE, stack.rows(CASE))
     load.run(_closed(port, sent, 1.0))  # warm
@@ -85,7 +93,7 @@ def measured(serving: Serving, port: int, pairs: int, seconds: float) -> tuple[f
         turns: dict[bool, Turn] = {}
         for on in (False, True) if number % 2 else (True, False):
             _switch(serving, port, on=on)
-            turns[on] = load.run(_turn(port, sent, rate, seconds, seed=number))
+            turns[on] = load.run(_turn(port, sent, load.schedule(rate, seconds, number), (worker, serving.triton)))
         print(f"pair {number + 1}: {turns[False]}\n        {turns[True]}", flush=True)
         found.append((turns[False], turns[True]))
     return rate, found
@@ -99,13 +107,26 @@ async def _closed(port: int, sent: Sequence[bytes], seconds: float) -> float:
     return len(done.seconds) / done.wall
 
 
-async def _turn(port: int, sent: Sequence[bytes], rate: float, seconds: float, seed: int) -> Turn:
+async def _turn(port: int, sent: Sequence[bytes], due: Sequence[float], pids: tuple[int, int]) -> Turn:
     ask = load.Http(port, sent)
-    done = await load.opened(ask, load.schedule(rate, seconds, seed))
+    processes = [stack.tree([pid], CASE) for pid in pids]
+    before = [stack.cpu_seconds(own) for own in processes]
+    done = await load.opened(ask, due)
+    spent = [stack.cpu_seconds(own) - was for own, was in zip(processes, before, strict=True)]
     await ask.close()
-    most = await _closed(port, sent, seconds / 4)
+    most = await _closed(port, sent, due[-1] / 4)
     p50, p99 = (1000 * load.percentile(done.seconds, share) for share in (0.5, 0.99))
-    return Turn(round(p50, 2), round(p99, 2), round(len(done.seconds) / done.wall, 1), round(most, 1), done.errors)
+    worker, triton_ = (1000 * one / max(1, len(done.seconds)) for one in spent)
+    answered = len(done.seconds) / done.wall
+    return Turn(
+        round(p50, 2),
+        round(p99, 2),
+        round(answered, 1),
+        round(worker, 3),
+        round(triton_, 3),
+        round(most, 1),
+        done.errors,
+    )
 
 
 def _beside(serving: Serving) -> None:
@@ -162,7 +183,7 @@ def told(
     """The rows and goals of the result: each measure without and with a shadow, and its ratio with the interval."""
     rows: list[Row] = []
     ratios: dict[str, tuple[float, float, float]] = {}
-    measures = {"p50_ms": "p50 (ms)", "p99_ms": "p99 (ms)", "answered": "answered a second", "most": MOST}
+    measures = {"p50_ms": "p50 (ms)", "p99_ms": "p99 (ms)", "answered": "answered a second", "most": MOST} | SPENT
     for name, about in measures.items():
         off, on = ([getattr(turn, name) for turn in turns] for turns in zip(*found, strict=True))
         ratio, low, high = ratios[name] = interval(off, on)

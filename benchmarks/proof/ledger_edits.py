@@ -54,6 +54,8 @@ def make(home: Path) -> Settings:
     for number, (decision, version) in enumerate(
         [("promote", 1), ("reject", 2), ("promote", 3), ("inconclusive", 4), ("promote", 5)]
     ):
+        if version == 5:
+            _run(settings, T0 + timedelta(days=100), "promote", 6, trial=True)
         _run(settings, T0 + timedelta(days=30 * number), decision, version)
     taken_back = ledger.releases(settings.ledger, CASE)[-1:]
     below = ledger.previous_release(settings.ledger, CASE)
@@ -75,7 +77,6 @@ def make(home: Path) -> Settings:
             actor="ada",
         ),
     )
-    _run(settings, T0 + timedelta(days=135), "promote", 6, trial=True)
     previous = ""
     for number in range(6):
         as_of = T0 + timedelta(days=140 + number)

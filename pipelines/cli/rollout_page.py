@@ -145,7 +145,8 @@ def _compared(
     told = [(found.looks[place - 1].at, guard.experiment(found.looks[:place], what)) for place in places]
 
     def arm(name: Literal["champion", "challenger"], units: Units, counted: guard.Sums) -> staged.Arm:
-        return staged.Arm(name, units.begun, units.waiting, units.unlabelled, counted.n, counted.mean)
+        waiting = units.begun - units.unlabelled - counted.n
+        return staged.Arm(name, units.begun, waiting, units.unlabelled, counted.n, counted.mean)
 
     return staged.Compared(
         outcome=asked.outcome,

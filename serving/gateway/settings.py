@@ -49,7 +49,7 @@ class Bounds(BaseSettings):
     ready_seconds: float = Field(default=1.0, ge=0)
     """How long an answer of /readyz holds: a probe is a real inference, and nobody needs a key for it."""
     rate: str = "6000000/minute"
-    """Rows (and labels) per API key (without keys: per client address), in the notation of `limits`.
+    """Rows (labels, figures) per API key (without keys: per client address), in the notation of `limits`.
 
     A request counts as one before it is read. The default is some three times what a worker scores: 30,000 rows a
     second.

@@ -217,7 +217,7 @@ def test_buttons_lead_to_where_people_are(step, monkeypatch, home):
     (folder / "manifest.json").write_text(json.dumps({"facts": {"mlflow_page": "#/experiments/1/runs/r"}}))
     facts = {
         "gate": {},
-        "rollout": {},
+        "rollout": {"outcome": "kept", "version": 1, "seq": None},
         "drift": {"state": "STABLE", "action": "none", "reason": "quiet", "trigger": "drift", "episode": None},
         "report": {"page": "http://mlflow:5000/#/experiments/2/runs/w/artifacts/daily.html"},
     }

@@ -47,12 +47,12 @@ TEMPLATE = (
 {% if v.compared %}{% set c = v.compared %}
 <h2>The experiment: {{ c.outcome }}, {{ c.better }} is better</h2>
 {% if c.unsplit %}<div class="card critical">{{ c.unsplit }}</div>{% endif %}
-<p>{{ c.verdict | capitalize }}. A unit counts once, {{ "%g" | format(c.horizon_hours) }} hours after its first answer, with what was known by then.</p>
+<p>{{ c.verdict | capitalize }}. A unit counts once, {{ "%g" | format(c.horizon_hours) }} hour{{ "" if c.horizon_hours == 1 else "s" }} after its first answer, with what was known by then.</p>
 {% if estimates %}
 <p class="soft">{{ "Odds of the challenger over the champion's" if c.scale == "odds ratio" else "The challenger's mean minus the champion's" }} with its always-valid interval: it holds at all moments together, so one may look at any time. Decided when the band leaves the dashed line.</p>
 <div class="card late">{{ chart(estimates, "estimate over time") }}</div>
 {% else %}<div class="card">Too few units are mature for an interval.</div>{% endif %}
-<div class="card" style="margin-top: 10px"><table><tr><th>arm</th><th class="n">units</th><th class="n">not mature</th>{% if c.arms[0].unlabelled or c.arms[1].unlabelled %}<th class="n">without a label</th>{% endif %}<th class="n">counted</th><th class="n">mean</th></tr>
+<div class="card" style="margin-top: 10px"><table><tr><th>arm</th><th class="n">units</th><th class="n">not counted yet</th>{% if c.arms[0].unlabelled or c.arms[1].unlabelled %}<th class="n">without a label</th>{% endif %}<th class="n">counted</th><th class="n">mean</th></tr>
 {% for one in c.arms %}<tr><td>{{ one.name }}</td><td class="n">{{ one.begun | count }}</td><td class="n">{{ one.waiting | count }}</td>{% if c.arms[0].unlabelled or c.arms[1].unlabelled %}<td class="n">{{ one.unlabelled | count }}</td>{% endif %}<td class="n">{{ one.mature | count }}</td><td class="n">{{ one.mean | amount }}</td></tr>
 {% endfor %}</table></div>
 <p class="soft" style="margin-top: 10px">{{ "It would have ended by:" if v.over else "What ends it:" }}</p>

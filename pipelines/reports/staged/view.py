@@ -60,7 +60,10 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Arm:
-    """The units of an arm in an experiment; ``mean`` is that of the ``mature`` ones that have an outcome."""
+    """The units of an arm in an experiment; ``mean`` is that of the ``mature`` ones, which a look has counted.
+
+    Others are ``waiting`` for their horizon, or for the end of a look; the ``unlabelled`` had no label by then.
+    """
 
     name: Literal["champion", "challenger"]
     begun: int
