@@ -159,7 +159,7 @@ def services(
                 f"--host={HOST}",
                 f"--port={ports.gateway}",
                 "--no-access-log",
-                "--loop=uvloop",
+                "--loop=serving.gateway.turns:Loop",
                 "--http=serving.gateway.connections:Connection",
                 "--ws=none",
                 "--timeout-graceful-shutdown=5",

@@ -29,5 +29,5 @@ USER 10001:10001
 EXPOSE 8090 8091
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8090/readyz', timeout=4)"]
-CMD ["uvicorn", "serving.gateway.app:app", "--host=0.0.0.0", "--port=8090", "--workers=2", "--no-access-log", "--loop=uvloop", \
+CMD ["uvicorn", "serving.gateway.app:app", "--host=0.0.0.0", "--port=8090", "--workers=2", "--no-access-log", "--loop=serving.gateway.turns:Loop", \
      "--http=serving.gateway.connections:Connection", "--ws=none", "--timeout-graceful-shutdown=5"]

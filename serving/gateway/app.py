@@ -25,7 +25,7 @@ from pipelines import hosts
 from pipelines.errors import PerennialError
 from pipelines.settings import Settings, read_settings
 from serving.gateway import grpc_server, inference, openapi, routes_v2, tracing
-from serving.gateway.connections import BOUNDS, CROWD, TURNED_AWAY
+from serving.gateway.connections import BOUNDS, CROWD, HEARD, TURNED_AWAY
 from serving.gateway.direct import TRACEPARENT, UNFRAMED, Application, crowd, names, turned_away
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import header
@@ -34,6 +34,7 @@ from serving.gateway.refusal import JSON, body, refusal
 from serving.gateway.routes import labelled, predicted, router
 from serving.gateway.settings import Bounds, read_bounds
 from serving.gateway.state import start, stop
+from serving.gateway.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,16 @@ def create_app(settings: Settings | None = None, bounds: Bounds | None = None, *
             task.add_done_callback(_say_if_it_failed)
         if alone:
             _keep_what_is_there()
+        turns: Turns = getattr(asyncio.get_running_loop(), "turns", None) or Turns()
+        turns.tell(gateway.door.came_round)
         try:
             async with grpc_server.serving(gateway, readiness):
-                yield {BOUNDS: own, TURNED_AWAY: partial(turned_away, gateway), CROWD: partial(crowd, gateway)}
+                yield {
+                    BOUNDS: own,
+                    TURNED_AWAY: partial(turned_away, gateway),
+                    CROWD: partial(crowd, gateway),
+                    HEARD: turns.reads,
+                }
         finally:
             gateway.stopping.set()
             await asyncio.wait(tasks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -24,6 +25,10 @@ TURNED_AWAY = "turned_away"
 """Where it leaves what says of a request's scope which answer turns it away before it is begun (None: it is not)."""
 CROWD = "crowd"
 """Where it leaves what says of a request's bytes which answer turns it away before anything is read of it."""
+HEARD = "heard"
+"""Where it leaves what is called whenever something was read."""
+_READ_SECONDS = 0.01
+"""A clock that has run out is looked at again after so long: the loop has read once by then."""
 RETRY_SECONDS = 1
 """What a caller beyond the bounds is told to wait."""
 _TURNS = itertools.count()
@@ -98,8 +103,10 @@ class Connection(HttpToolsProtocol):
         self.bounds: Bounds = self.app_state.get(BOUNDS) or read_bounds()
         self._turned_away: Callable[[Any], bytes | None] | None = self.app_state.get(TURNED_AWAY)
         self._crowd: Callable[[bytes], bytes | None] | None = self.app_state.get(CROWD)
+        self._heard: Callable[[], None] | None = self.app_state.get(HEARD)
         self._within = False  # a request whose end has not come
         self.since = next(_TURNS)
+        self._idle_from = -math.inf  # when it was last turned away unread, by the loop's time
         self._running: RequestResponseCycle | None = None  # ``cycle`` is the one that came last, which may wait for it
         self._reading: asyncio.TimerHandle | None = None
         self._until: float | None = None  # the loop's time by which what is being read must be there
@@ -135,10 +142,16 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        if self._heard is not None:
+            self._heard()
         if self._crowd is not None and not self._within and self._answered and (answer := self._crowd(data)):
             self._stop_reading()
             self.transport.write(answer)
-            super().on_response_complete()
+            self.server_state.total_requests += 1
+            self._idle_from = self.loop.time()
+            self.since = next(_TURNS)
+            if self.timeout_keep_alive_task is None:
+                self._end_after(self.timeout_keep_alive, self.timeout_keep_alive_handler)
             return
         self._read_within(self.bounds.head_seconds)
         self._outside += len(data)
@@ -213,9 +226,19 @@ class Connection(HttpToolsProtocol):
             self._writing = None
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing has come since the last answer."""
+        """Nothing was read since the last answer. What has come while the loop was busy is read before the end."""
+        self._end_after(_READ_SECONDS, self._end_idle)
+
+    def _end_idle(self) -> None:
+        left = self._idle_from + self.timeout_keep_alive - self.loop.time()
+        if left > 0:  # what is turned away unread starts no clock of its own
+            self._end_after(left, self.timeout_keep_alive_handler)
+            return
         super().timeout_keep_alive_handler()
         self._end_soon()
+
+    def _end_after(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, callback)
 
     def refuse(self, status: int, text: str) -> None:
         """End the connection; with an answer, where none has begun and the client has asked for one, or is new."""

@@ -36,6 +36,8 @@ UNFRAMED = (
 )
 """Of every answer: a page that frames /docs could have its visitors press the buttons."""
 _JSON = (b"content-type", JSON.encode())
+_UNREAD = tracing.Course()
+"""Of a request that nothing was done for."""
 
 
 class Application(FastAPI):
@@ -88,7 +90,9 @@ def crowd(gateway: Gateway, data: bytes) -> bytes | None:
     why = gateway.door.full(case.name) if case is not None else ""
     if case is None or not why:
         return None
-    return _refusal(gateway, case, busy(why))
+    error, answer = _busy(why)
+    _count(gateway, case, error)
+    return answer
 
 
 def turned_away(gateway: Gateway, scope: Scope) -> bytes | None:
@@ -117,9 +121,20 @@ def _asked(scope: Scope) -> tuple[str, str]:
 
 def _refusal(gateway: Gateway, case: Case, error: Refused) -> bytes:
     """An answer that says so, counted as any other."""
-    refused(gateway.metrics, case.name, error)
-    gateway.metrics.answered(case.name, "predict", error.status, tracing.Course(), 0.0)
+    _count(gateway, case, error)
     return _written(error.status, str(error), error.headers["Retry-After"])
+
+
+def _count(gateway: Gateway, case: Case, error: Refused) -> None:
+    refused(gateway.metrics, case.name, error)
+    gateway.metrics.answered(case.name, "predict", error.status, _UNREAD, 0.0)
+
+
+@lru_cache(maxsize=1024)
+def _busy(why: str) -> tuple[Refused, bytes]:
+    """The refusal of what a worker has no place for, and its answer."""
+    error = busy(why)
+    return error, _written(error.status, str(error), error.headers["Retry-After"])
 
 
 @lru_cache(maxsize=64)

@@ -78,26 +78,32 @@ class Limit:
     answers, as it is busy with requests.
     """
 
-    __slots__ = ("_blind_until", "_most", "_now")
+    __slots__ = ("_blind_until", "_least", "_most", "_now")
 
-    def __init__(self, most: int) -> None:
-        """``most``: what it never exceeds, and begins with."""
+    def __init__(self, most: int, least: int = 1) -> None:
+        """``most``: what it never exceeds, and begins with; ``least`` is left whatever happens."""
         self._most = float(most)
+        self._least = float(min(least, most))
         self._now = float(most)
         self._blind_until = 0.0
 
     @property
     def requests(self) -> int:
-        """The limit; one at the least."""
+        """The limit."""
         return int(self._now)
 
     def note(self, seconds: float, promised: float, now: float) -> None:
         """An answer has taken so long; ``now`` is monotonic."""
         if seconds <= promised:
             self._now = min(self._most, self._now + 1.0 / self._now)
-        elif now >= self._blind_until:
-            self._now = max(1.0, self._now * BACK)
-            self._blind_until = now + promised
+        else:
+            self.lower(promised, now)
+
+    def lower(self, seconds: float, now: float, left: float = BACK) -> None:
+        """So much is ``left``; no less within so many seconds, in which its effect is waited for."""
+        if now >= self._blind_until:
+            self._now = max(self._least, self._now * left)
+            self._blind_until = now + seconds
 
 
 class Wait(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from starlette.types import Receive, Scope
 
 from pipelines.errors import ConfigError
 from serving.gateway.connections import RETRY_SECONDS
+from serving.gateway.joining import Late
 from serving.gateway.pace import Limit
 from serving.gateway.refusal import Refused
 from serving.gateway.settings import Bounds
@@ -32,8 +34,17 @@ _WAIT_SECONDS = 0.2
 """How long a request may wait for the shared count before it is counted here."""
 FEW = 16
 """Rows of a request whose time says something of how busy a worker is: more may take long by themselves."""
-INSIDE = 0.6
-"""What part of a promised p99 a request may be inside: before, it waits to be read, which nobody sees."""
+INSIDE = 0.5
+"""What part of a promised p99 a request may be inside before its case has fewer places.
+
+Before, it waits to be read; and the slowest hundredth takes some twice as long as what this holds most of the time.
+"""
+UNREAD_SECONDS = 0.02
+"""How long a request may wait to be read while others of its case are turned away."""
+LEFT, SETTLES = 0.5, 2.0
+"""What is left of its places at the least where that is longer, and for how many times as long no more of them go."""
+LEAST = 16
+"""Places that a case keeps, however late its answers are: so few do not make a worker slow, and share calls."""
 _REST_SECONDS = 5.0
 """How long a shared count that failed is left alone."""
 
@@ -73,8 +84,9 @@ class Door:
         self._all = Load()
         self._cases: defaultdict[str, Load] = defaultdict(Load)
         most = max(1, int(bounds.max_requests * bounds.case_share))
-        self._limits: defaultdict[str, Limit] = defaultdict(partial(Limit, most))
+        self._limits: defaultdict[str, Limit] = defaultdict(partial(Limit, most, LEAST))
         self._least = most
+        self._beyond: set[str] = set()  # cases of which requests were turned away in this turn of the event loop
 
     async def admit(self, key: str, address: str) -> str:
         """Whose rate a request counts to: that of its ``key`` (without keys: of its ``address``), where it counts one.
@@ -144,6 +156,7 @@ class Door:
             return f"{self._all.requests} requests are being answered"
         own = self._cases[case].requests
         if own >= self._limits[case].requests:
+            self._beyond.add(case)
             return f"{own} requests for {case} are being answered"
         return ""
 
@@ -153,7 +166,25 @@ class Door:
         before = limit.requests
         limit.note(seconds, promised, time.monotonic())
         if limit.requests != before:
-            self._least = min(limit.requests for limit in self._limits.values())
+            self._look()
+
+    def came_round(self, seconds: float) -> None:
+        """What is read now may have waited for so many seconds.
+
+        A case that has more than it is let in with has fewer places where that is long: what the worker does for those
+        inside is what the others wait for, to be read or to be told no.
+        """
+        if not self._beyond:
+            return
+        if seconds > UNREAD_SECONDS:
+            now = time.monotonic()
+            for case in self._beyond:
+                self._limits[case].lower(SETTLES * seconds, now, max(LEFT, UNREAD_SECONDS / seconds))
+            self._look()
+        self._beyond.clear()
+
+    def _look(self) -> None:
+        self._least = min(limit.requests for limit in self._limits.values())
 
     def loads(self, case: str) -> tuple[Load, Load]:
         """What is being answered for all cases, and for one."""
@@ -190,8 +221,10 @@ class Place:
 
     def __exit__(self, kind: object, *_error: object) -> None:
         """Give it back."""
-        if kind is None and self._p99_ms is not None and self._rows <= FEW:
-            self._door.answered(self._case, time.monotonic() - self._began, INSIDE * self._p99_ms / 1000)
+        if self._rows <= FEW and (kind is None or (kind is Late and self._p99_ms is not None)):
+            seconds = math.inf if kind is Late else time.monotonic() - self._began
+            promised = math.inf if self._p99_ms is None else INSIDE * self._p99_ms / 1000
+            self._door.answered(self._case, seconds, promised)
         for load in (self._all, self._own):
             load.requests -= 1
             load.size -= self._size

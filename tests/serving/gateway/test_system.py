@@ -114,7 +114,7 @@ def gateway(world: World) -> Iterator[Stack]:
     ]
     options = [
         "--no-access-log",
-        "--loop=uvloop",
+        "--loop=serving.gateway.turns:Loop",
         "--http=serving.gateway.connections:Connection",
         "--ws=none",
         "--log-level=warning",

@@ -157,7 +157,11 @@ def client(settings: Settings, **bounds) -> Iterator[httpx.Client]:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(
             uvicorn.Config(
-                app, loop="uvloop", http="serving.gateway.connections:Connection", ws="none", log_level="error"
+                app,
+                loop="serving.gateway.turns:Loop",
+                http="serving.gateway.connections:Connection",
+                ws="none",
+                log_level="error",
             )
         )
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
