@@ -173,9 +173,12 @@ def _count(traffic: Traffic, pairs: Sequence[Pair], outcome: Outcome) -> None:
 def _write(case: Case, pairs: Sequence[Pair], found: Sequence[Found], took: float) -> int:
     """Log what was asked, and count it: in the stretches in which the rows were received. Returns the lines."""
     asked = [(pair, one) for pair, one in zip(pairs, found, strict=True) if one.outcome != "dropped"]
+    if case.shadow_log.failing:
+        _count(case.traffic, pairs, "dropped")
+        return 0
     try:
         if asked:
-            case.shadow_log.append(_encode_lines([_line(pair, one, took) for pair, one in asked]))
+            case.shadow_log.append(_encode_lines([line_of(pair, one, took) for pair, one in asked]))
     except Refused:  # said by the log
         _count(case.traffic, pairs, "dropped")
         return 0
@@ -188,7 +191,8 @@ def _write(case: Case, pairs: Sequence[Pair], found: Sequence[Found], took: floa
     return len(asked)
 
 
-def _line(pair: Pair, found: Found, took: float) -> ShadowLine:
+def line_of(pair: Pair, found: Found, took: float) -> ShadowLine:
+    """The line of a row, which took so many seconds."""
     other = None if found.scores is None else max(found.scores)
     own: Arm = pair.arm
     line = ShadowLine(

@@ -80,7 +80,7 @@ def test_the_document_says_what_is_predicted(settings):
     spec = document(create_app(settings).openapi(), [fields], 10, {})
     reply = spec["paths"][PREDICT]["post"]["responses"]["200"]["content"]["application/json"]
     answer = reply["schema"]["properties"]["rows"]["items"]["properties"]
-    assert answer.keys() == {"prediction_id", "version", "prediction", "default"}
+    assert answer.keys() == {"prediction_id", "version", "prediction", "default", "arm"}
     assert (answer["prediction"]["type"], answer["prediction"]["maximum"]) == ("number", 600)
     assert "min" in answer["prediction"]["description"]
     labels = spec["paths"][LABELS]["post"]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipelines import ledger
-from pipelines.arms import challenged
+from pipelines.arms import LATENCY_MS, challenged
 from pipelines.encoding import encode
 from pipelines.errors import Crowded
 from serving.gateway import routing, scoring, trial
@@ -196,6 +196,32 @@ def test_counts_of_both_arms_are_written(world):
     ask(http)
     time.sleep(0.3)
     assert lines(settings, "traffic") == before
+
+
+class Slow(Scores):
+    """A Triton whose version 2 takes its time."""
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        if request.model_version == "2":
+            time.sleep(0.3)
+        return super().ModelInfer(request, context)
+
+
+def test_a_slow_challenger_does_not_make_the_champion_look_slow(tmp_path):
+    """Of a request with rows of both arms each arm's latency leaves out what it waited for the other."""
+    with fake_triton(servicer=Slow()) as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        with client(settings, **FAST) as http:
+            follow(http, settings, 2, 5_000)
+            began = time.monotonic()
+            assert len({row["arm"] for row in ask(http)}) == 2
+            assert time.monotonic() - began > 0.3
+            until(lambda: counts(settings).total() == len(ROWS))
+    took = {line["arm"]: LATENCY_MS[int(place)] for line in lines(settings, "traffic") for place in line["latency"]}
+    assert took["challenger"] > 300
+    assert took["champion"] < 200
 
 
 def test_a_gateway_that_stops_writes_what_it_counted(tmp_path):

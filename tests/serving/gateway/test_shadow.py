@@ -15,6 +15,8 @@ from pipelines.contracts import Window
 from pipelines.data import log as prediction_log
 from pipelines.data import traffic
 from pipelines.moments import parse_moment
+from serving.gateway import shadow
+from serving.gateway.shadow import Found, Pair
 from tests.serving.gateway.test_rollout import FAST, ROWS, Held, ask, counts, follow, named, scores
 from tests.serving.gateway.world import (
     PREDICT,
@@ -233,3 +235,26 @@ def test_a_guard_reads_pairs_and_answers_with_labels(world):
     frame = prediction_log.read_predictions(settings, "loans", window)
     assert frame.height == len(ROWS)
     assert {path.name for path in (settings.lake_dir / "loans").iterdir()} == {"predictions", "labels"}
+
+
+def pair(arm, score, own):
+    """A row that one version has answered."""
+    now = parse_moment("2026-05-01T00:00:00+00:00")
+    return Pair(None, 1, 2, arm, "a", now, now, (), score, own)
+
+
+@pytest.mark.parametrize(
+    ("arm", "found", "told"),
+    [
+        ("champion", [0.75, 0.25], (0.5, 0.75, [0.5, 0.5], [0.75, 0.25])),
+        ("challenger", [0.75, 0.25], (0.75, 0.5, [0.75, 0.25], [0.5, 0.5])),
+        ("champion", None, (0.5, None, [0.5, 0.5], None)),
+        ("challenger", None, (None, 0.5, None, [0.5, 0.5])),
+    ],
+)
+def test_in_a_case_with_classes_a_line_has_all_scores_of_each_version(arm, found, told):
+    """Whoever answered, each version's probabilities stand in its own place, and none where it gave none."""
+    line = shadow.line_of(pair(arm, 0.5, [0.5, 0.5]), Found("ok" if found else "error", found), 0.01)
+    names = ("champion_score", "challenger_score", "champion_scores", "challenger_scores")
+    assert tuple(line.get(name) for name in names) == told
+    assert line["ms"] == 10.0
