@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALLED = [ -x $(PY) ] || { echo "nothing is installed here yet: run make setup"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data bench-serving proof-serving flights-data test-full test-compose
+.PHONY: help setup demo up down status clean check test test-stores repro seed-rows step-versions dvc-yaml bench-loop proof-reproduce proof-quality bench-training bench-gpu proof-equality proof-faults bench-alarms secrets compose-up compose-down compose-logs dashboards bench-drift bench-metrics bench-rollout proof-crash proof-diagnosis proof-doors proof-flips proof-labels bench-replay bench-rows bench-flights bench-families bench-models bench-data bench-serving proof-serving flights-data test-full test-compose
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -111,6 +111,9 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 
 bench-metrics: ## how often the gate promotes equal models, and its power, for every metric (benchmarks/results/metrics.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.metrics $(ARGS)
+
+bench-rollout: ## what a rollout's guard sees and when, false aborts, and experiments under peeking (benchmarks/results/rollout.json) [ARGS=--quick]
+	$(PY) -m benchmarks.bench.rollout $(ARGS)
 
 proof-crash: ## SIGKILL at random moments of every step of the line, 200 trials (benchmarks/results/proof-crash.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof.crash $(ARGS)

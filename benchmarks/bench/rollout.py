@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bench.rollout_ab import experiments
+from benchmarks.bench.rollout_ab import WAYS, cases, late, tried
 from benchmarks.bench.rollout_traffic import (
     ERRORS,
     HARM,
@@ -156,28 +159,31 @@ def harmed(scenario: Scenario, stop: int | None) -> float:
 # --- tables -------------------------------------------------------------------------------------
 
 
-def nothing_wrong(runs: int) -> Iterator[dict[str, Any]]:
-    """False aborts over the whole ramp."""
+def nulls() -> dict[str, tuple[Scenario, Slo]]:
+    """Rollouts of challengers that are no worse, or as bad as is tolerated."""
     same = population(0.0, np.random.default_rng(0), GATE)
-    plain = Scenario(requests=5000, labels="paired", losses=same)
-    edge = Arm(errors=1.5 * ERRORS, refused=0.0075, more_scores=0.05)
-    cells = {
+    plain = Scenario(requests=5000, labels="paired", rows=400, losses=same)
+    edge = replace(plain, fault=Arm(errors=1.5 * ERRORS, refused=0.0075, more_scores=0.05), disagree=0.03)
+    bursts = replace(plain, bursts=True)
+    return {
         "no effect, labels in pairs": (plain, Slo()),
         "no effect, arms' labels": (replace(plain, labels="arms"), Slo()),
         "no effect, 400 requests a window": (replace(plain, requests=400, rows=100), Slo()),
-        "bursts of both arms": (replace(plain, bursts=True), Slo()),
-        "bursts of both arms, SLO declared": (replace(plain, bursts=True), PROMISED),
-        "as bad as is tolerated, everywhere": (replace(plain, fault=edge, disagree=0.03), Slo()),
-        "shadow first, as bad as is tolerated": (
-            replace(plain, weights=SHADOWED, fault=edge, disagree=0.03, labels="arms"),
-            Slo(),
-        ),
+        "bursts of both arms": (bursts, Slo()),
+        "bursts of both arms, SLO declared": (bursts, PROMISED),
+        "as bad as is tolerated, everywhere": (edge, Slo()),
+        "shadow first, as bad as is tolerated": (replace(edge, weights=SHADOWED, labels="arms"), Slo()),
     }
-    for seed, (name, (scenario, slo)) in enumerate(cells.items()):
-        began = time.perf_counter()
-        found = compared(scenario, slo, runs, seed)
-        guard = found.pop("guard")
-        yield {
+
+
+def nothing_wrong(name: str, runs: int) -> list[dict[str, Any]]:
+    """False aborts over the whole ramp."""
+    scenario, slo = nulls()[name]
+    began = time.perf_counter()
+    found = compared(scenario, slo, runs, hash_of(name))
+    guard = found.pop("guard")
+    return [
+        {
             "part": "rollouts",
             "what": name,
             "runs": runs,
@@ -186,6 +192,7 @@ def nothing_wrong(runs: int) -> Iterator[dict[str, Any]]:
             **{peer: round(share, 4) for peer, share in found.items()},
             "seconds": round(time.perf_counter() - began, 1),
         }
+    ]
 
 
 FAULTS = {
@@ -201,34 +208,34 @@ STAGES: dict[str, tuple[int, int]] = {
 """The weight, and the window in which the fault begins."""
 
 
-def faults(runs: int) -> Iterator[dict[str, Any]]:
+def faults(fault: str, stage: str, runs: int) -> list[dict[str, Any]]:
     """Windows to detection of what is seen without labels, and the traffic that met it until then."""
-    for fault, arm in FAULTS.items():
-        for stage, (weight, begin) in STAGES.items():
-            if not weight and arm.median_ms == SLOW_MS:
-                continue  # a shadow's latency is not that of answers
-            for size in SIZES:
-                began = time.perf_counter()
-                requests = size if weight == 0 else size * WHOLE // weight
-                # What is not found after twenty windows counts as twenty-one.
-                scenario = Scenario(requests=requests, weights=(weight,) * (begin + 20), fault=arm, begin=begin)
-                found = stops(scenario, Slo(), runs, hash_of(fault, stage, size))
-                early = sum(stop is not None and stop < begin for stop in found)
-                taken = np.array([21 if stop is None else stop - begin + 1 for stop in found])
-                met = [harmed(scenario, stop) / (requests * WINDOWS) for stop in found]
-                yield {
-                    "part": "rollouts",
-                    "what": fault,
-                    "stage": stage,
-                    "challenger_requests": size,
-                    "runs": runs,
-                    "windows": float(np.median(taken)),
-                    "windows_q90": float(np.quantile(taken, 0.9)),
-                    "within_3": round(float((taken <= 3).mean()), 3),
-                    "before_the_fault": early,
-                    "harmed_share": round(float(np.mean(met)), 5),
-                    "seconds": round(time.perf_counter() - began, 1),
-                }
+    (weight, begin), rows = STAGES[stage], []
+    for size in SIZES:
+        began = time.perf_counter()
+        requests = size if weight == 0 else size * WHOLE // weight
+        # What is not found after twenty windows counts as twenty-one.
+        weights = (weight,) * (begin + 20)
+        scenario = Scenario(requests=requests, weights=weights, fault=FAULTS[fault], begin=begin)
+        found = stops(scenario, Slo(), runs, hash_of(fault, stage, size))
+        taken = np.array([21 if stop is None else stop - begin + 1 for stop in found])
+        met = [harmed(scenario, stop) / (requests * WINDOWS) for stop in found]
+        rows.append(
+            {
+                "part": "rollouts",
+                "what": fault,
+                "stage": stage,
+                "challenger_requests": size,
+                "runs": runs,
+                "windows": float(np.median(taken)),
+                "windows_q90": float(np.quantile(taken, 0.9)),
+                "within_3": round(float((taken <= 3).mean()), 3),
+                "before_the_fault": sum(stop is not None and stop < begin for stop in found),
+                "harmed_share": round(float(np.mean(met)), 5),
+                "seconds": round(time.perf_counter() - began, 1),
+            }
+        )
+    return rows
 
 
 def hash_of(*what: object) -> int:
@@ -236,49 +243,46 @@ def hash_of(*what: object) -> int:
     return sum(ord(letter) * (place + 1) for place, letter in enumerate(repr(what)))
 
 
-def harm(runs: int) -> Iterator[dict[str, Any]]:
+def harm(labels: Literal["paired", "arms"], late: int, runs: int) -> list[dict[str, Any]]:
     """A model that loses more: requests that met it, by how its labels come."""
+    began = time.perf_counter()
     losses = population(HARM, np.random.default_rng(0), GATE)
     spread = float((losses[1] - losses[0]).std())
-    for labels in ("paired", "arms"):
-        for late in (0, 8, 12):
-            began = time.perf_counter()
-            weights = SHADOWED if labels == "paired" else RAMP
-            scenario = Scenario(requests=1000, weights=weights, labels=labels, late=late, losses=losses)
-            found = stops(scenario, Slo(), runs, 1000 + late + 100 * (labels == "arms"))
-            whole = 1000 * len(weights)
-            met = np.array([harmed(scenario, stop) for stop in found])
-            yield {
-                "part": "rollouts",
-                "what": f"log-loss +{HARM}, paired sd {spread:.2f}",
-                "labels": labels,
-                "late": late,
-                "runs": runs,
-                "found": round(float(np.mean([stop is not None for stop in found])), 3),
-                "windows": float(np.median([WINDOWS + 1 if stop is None else stop + 1 for stop in found])),
-                "harmed_requests": float(np.median(met)),
-                "harmed_share": round(float(met.mean() / whole), 5),
-                "without_a_guard": round(sum(weights) / WHOLE / len(weights), 3),
-                "seconds": round(time.perf_counter() - began, 1),
-            }
+    weights = SHADOWED if labels == "paired" else RAMP
+    scenario = Scenario(requests=1000, weights=weights, labels=labels, late=late, losses=losses)
+    found = stops(scenario, Slo(), runs, hash_of(labels, late))
+    met = np.array([harmed(scenario, stop) for stop in found])
+    return [
+        {
+            "part": "rollouts",
+            "what": f"log-loss +{HARM}, paired sd {spread:.2f}",
+            "labels": labels,
+            "late": late,
+            "runs": runs,
+            "found": round(float(np.mean([stop is not None for stop in found])), 3),
+            "windows": float(np.median([WINDOWS + 1 if stop is None else stop + 1 for stop in found])),
+            "harmed_requests": float(np.median(met)),
+            "harmed_share": round(float(met.mean() / (1000 * len(weights))), 5),
+            "without_a_guard": round(sum(weights) / WHOLE / len(weights), 3),
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+    ]
 
 
 def goals(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the issue asks of both parts."""
     made = []
-    nulls = [row for row in found if "false_aborts" in row]
-    made.append(goal("rollouts: false aborts, worst cell", max(row["false_aborts"] for row in nulls), 0.05))
+    aborted = max(row["false_aborts"] for row in found if "false_aborts" in row)
+    made.append(goal("rollouts: false aborts, worst cell", aborted, 0.05))
     seen = [row for row in found if row.get("challenger_requests", 0) >= 250 and row["stage"] != "shadow"]
     for fault in FAULTS:
         own = [row for row in seen if row["what"] == fault]
         made.append(goal(f"{fault}: median windows, worst cell from 250 on", max(row["windows"] for row in own), 3))
         small = min(row["within_3"] for row in own if row["stage"].startswith("5%"))
         made.append(goal(f"{fault}: share within 3 windows at 5%, worst cell from 250 on", small, 0.9, "higher"))
-    tried = [row for row in found if row["part"] == "experiments"]
-    made.append(
-        goal("experiments: false positives, worst", max(row.get("false_positives", 0.0) for row in tried), 0.05)
-    )
-    ends = [row["power"] for row in tried if row["method"] == "declared end" and "power" in row]
+    ab = [row for row in found if row["part"] == "experiments"]
+    made.append(goal("experiments: false positives, worst", max(row.get("false_positives", 0.0) for row in ab), 0.05))
+    ends = [row["power"] for row in ab if row["method"] == "declared end" and "power" in row]
     made.append(goal("experiments with an end: power where the fixed test has .80", min(ends), 0.74, "higher"))
     return made
 
@@ -326,29 +330,48 @@ def write(
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def simulate(quick: bool) -> None:
-    """The simulated part."""
-    began = time.perf_counter()
+def cells(quick: bool) -> list[Callable[[], list[dict[str, Any]]]]:
+    """All that is simulated, each by itself."""
     runs = 40 if quick else RUNS
-    found: list[dict[str, Any]] = []
-    tables: list[Callable[[], Iterator[dict[str, Any]]]] = [
-        partial(nothing_wrong, runs),
-        partial(faults, runs),
-        partial(harm, runs),
-        partial(experiments, quick),
+    # A shadow's latency is not that of answers, and no signal.
+    seen = [
+        (fault, stage) for fault, arm in FAULTS.items() for stage in STAGES if arm.errors > ERRORS or STAGES[stage][0]
     ]
-    for table in tables:
-        for row in table():
-            print(row, flush=True)
-            found.append(row)
-    write("simulation", found, goals(found), time.perf_counter() - began, keep=not quick, runs=runs)
+    return [
+        *(partial(nothing_wrong, name, runs) for name in nulls()),
+        *(partial(faults, fault, stage, runs) for fault, stage in seen),
+        *(partial(harm, "paired", late, runs) for late in (0, 8, 12)),
+        *(partial(harm, "arms", late, runs) for late in (0, 8, 12)),
+        *(partial(tried, name, quick) for name in cases()),
+        *(partial(late, way, quick) for way in WAYS),
+    ]
+
+
+def simulate(quick: bool) -> None:
+    """The simulated part, a cell on each core."""
+    began = time.perf_counter()
+    found: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(cell) for cell in cells(quick)]:
+            for row in done.result():
+                print(row, flush=True)
+                found.append(row)
+    write("simulation", found, goals(found), time.perf_counter() - began, keep=not quick, runs=RUNS)
+
+
+PARTS: dict[str, Callable[[bool], None]] = {"simulation": simulate}
+"""What can be measured, each by itself; told whether to be quick."""
 
 
 def main() -> None:
-    """Play all parts and write benchmarks/results/rollout.json; --quick writes nothing."""
+    """Measure all parts and write benchmarks/results/rollout.json; --quick writes nothing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="40 rollouts and 200 experiments of each kind")
-    simulate(parser.parse_args().quick)
+    parser.add_argument("--part", choices=PARTS, help="only this one; the file keeps what it has of others")
+    asked = parser.parse_args()
+    for part, measure in PARTS.items():
+        if asked.part in (None, part):
+            measure(asked.quick)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from pipelines.guard.experiment import Look, Plan, Sums, Unit, course, mature
 from pipelines.measures import wilson
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 RUNS = 10_000
-POWER_RUNS = 4_000
-LATE_RUNS = 1_000
+POWER_RUNS = 2_000
+LATE_RUNS = 500
 LOOKS, A_LOOK = 50, 200
 """Looks until the declared end, and units of each arm between two."""
 UNITS = 2 * LOOKS * A_LOOK
@@ -29,22 +31,17 @@ BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 Draw = Callable[[np.random.Generator, float, int], list[Look]]
 
 
-def binary(rate: float) -> Draw:
-    """Looks of a 0/1 outcome whose rate the challenger raises by so many."""
-
-    def draw(generator: np.random.Generator, more: float, looks: int) -> list[Look]:
-        a = generator.binomial(A_LOOK, rate, looks).tolist()
-        b = generator.binomial(A_LOOK, rate + more, looks).tolist()
-        return [
-            Look(
-                at=BEGIN + timedelta(hours=place),
-                champion=Sums(n=A_LOOK, total=x, squares=x),
-                challenger=Sums(n=A_LOOK, total=y, squares=y),
-            )
-            for place, (x, y) in enumerate(zip(a, b, strict=True))
-        ]
-
-    return draw
+def binary(rate: float, generator: np.random.Generator, more: float, looks: int) -> list[Look]:
+    """Looks of a 0/1 outcome of this rate, which the challenger raises by ``more``."""
+    drawn = [generator.binomial(A_LOOK, one, looks).tolist() for one in (rate, rate + more)]
+    return [
+        Look(
+            at=BEGIN + timedelta(hours=place),
+            champion=Sums(n=A_LOOK, total=x, squares=x),
+            challenger=Sums(n=A_LOOK, total=y, squares=y),
+        )
+        for place, (x, y) in enumerate(zip(*drawn, strict=True))
+    ]
 
 
 def numbers(generator: np.random.Generator, more: float, looks: int) -> list[Look]:
@@ -71,24 +68,24 @@ def z(looks: list[Look]) -> Floats:
     return np.asarray((mean[:, 1] - mean[:, 0]) / np.sqrt(np.maximum(variance, 1e-12)), np.float64)
 
 
-def decided(plan: Plan, draw: Draw, more: float, looks: int, runs: int, seed: int) -> tuple[NDArray[np.int64], Floats]:
-    """Of each run the first look that decided (``looks``: none), and |z| of the peers ``[runs, looks]``."""
-    firsts, peers = np.full(runs, looks), np.zeros((runs, looks))
+def firsts(plans: Sequence[Plan], draw: Draw, more: float, looks: int, runs: int, seed: int) -> tuple[Ints, Floats]:
+    """The first look that decided, ``[plans, runs]`` (``looks``: none), and |z| of the peers ``[runs, looks]``."""
+    found, peers = np.full((len(plans), runs), looks), np.zeros((runs, looks))
     for number in range(runs):
         drawn = draw(np.random.default_rng([seed, number]), more, looks)
-        over = course(drawn, plan)[0] <= plan.alpha
-        if over.any():
-            firsts[number] = int(over.argmax())
+        for place, plan in enumerate(plans):
+            over = course(drawn, plan)[0] <= plan.alpha
+            if over.any():
+                found[place, number] = int(over.argmax())
         peers[number] = np.abs(z(drawn))
-    return firsts, peers
+    return found, peers
 
 
-def experiments(quick: bool) -> Iterator[dict[str, Any]]:
-    """Rows by outcome and method."""
-    runs, better = (200, 100) if quick else (RUNS, POWER_RUNS)
-    cases: dict[str, tuple[Draw, float, Plan, Plan]] = {
+def cases() -> dict[str, tuple[Draw, float, Plan, Plan]]:
+    """Looks, a difference that the fixed test finds four times in five, a plan that ends, and one that does not."""
+    found: dict[str, tuple[Draw, float, Plan, Plan]] = {
         f"rate {rate:.0%}": (
-            binary(rate),
+            partial(binary, rate),
             FIXED * math.sqrt(2 * rate * (1 - rate) / (LOOKS * A_LOOK)),
             Plan(outcome="binary", units=UNITS),
             Plan(outcome="binary"),
@@ -96,37 +93,39 @@ def experiments(quick: bool) -> Iterator[dict[str, Any]]:
         for rate in (0.1, 0.02)
     }
     amount = FIXED * math.sqrt(2 / (LOOKS * A_LOOK))
-    cases["amount, exponential"] = (
-        numbers,
-        amount,
-        Plan(outcome="number", units=UNITS),
-        Plan(outcome="number", effect=amount),
-    )
-    for seed, (name, (draw, more, ending, open_end)) in enumerate(cases.items()):
-        for method, plan in (("declared end", ending), ("open end", open_end)):
-            began = time.perf_counter()
-            firsts, peers = decided(plan, draw, 0.0, LOOKS, runs, seed)
-            rate = wilson(int((firsts < LOOKS).sum()), runs, 0.95)
-            looks = LOOKS if plan.units else 2 * LOOKS
-            found, z_better = decided(plan, draw, more, looks, better, 100 + seed)
-            row = {
-                "part": "experiments",
-                "what": name,
-                "method": method,
-                "runs": runs,
-                "false_positives": round(rate.value, 4),
-                "high": round(rate.high, 4),
-                "z_at_each_look": round(float((peers > 1.96).any(axis=1).mean()), 4),
-                "fixed_test": round(float((peers[:, -1] > 1.96).mean()), 4),
-                "power": round(float((found < LOOKS).mean()), 3),
-                "fixed_power": round(float((z_better[:, LOOKS - 1] > 1.96).mean()), 3),
-                "mean_share_of_units": round(float(np.minimum(found + 1, LOOKS).mean() / LOOKS), 3),
-            }
-            if not plan.units:
-                row |= {"power_1.5": round(float((found < 1.5 * LOOKS).mean()), 3)}
-                row |= {"power_2": round(float((found < 2 * LOOKS).mean()), 3)}
-            yield row | {"seconds": round(time.perf_counter() - began, 1)}
-    yield from late(50 if quick else LATE_RUNS)
+    ends = Plan(outcome="number", units=UNITS)
+    return found | {"amount, exponential": (numbers, amount, ends, Plan(outcome="number", effect=amount))}
+
+
+def tried(name: str, quick: bool) -> list[dict[str, Any]]:
+    """One outcome, by a plan that ends and one that does not."""
+    runs, better = (200, 100) if quick else (RUNS, POWER_RUNS)
+    draw, more, *plans = cases()[name]
+    began = time.perf_counter()
+    seed = len(name)
+    null, z_null = firsts(plans, draw, 0.0, LOOKS, runs, seed)
+    found, z_better = firsts(plans, draw, more, 2 * LOOKS, better, 100 + seed)
+    rows = []
+    for place, plan in enumerate(plans):
+        rate = wilson(int((null[place] < LOOKS).sum()), runs, 0.95)
+        row = {
+            "part": "experiments",
+            "what": name,
+            "method": "declared end" if plan.units else "open end",
+            "runs": runs,
+            "false_positives": round(rate.value, 4),
+            "high": round(rate.high, 4),
+            "z_at_each_look": round(float((z_null > 1.96).any(axis=1).mean()), 4),
+            "fixed_test": round(float((z_null[:, -1] > 1.96).mean()), 4),
+            "power": round(float((found[place] < LOOKS).mean()), 3),
+            "fixed_power": round(float((z_better[:, LOOKS - 1] > 1.96).mean()), 3),
+            "mean_share_of_units": round(float(np.minimum(found[place] + 1, LOOKS).mean() / LOOKS), 3),
+        }
+        if not plan.units:
+            row |= {"power_1.5": round(float((found[place] < 1.5 * LOOKS).mean()), 3)}
+            row |= {"power_2": round(float((found[place] < 2 * LOOKS).mean()), 3)}
+        rows.append(row | {"seconds": round(time.perf_counter() - began, 1)})
+    return rows
 
 
 # --- labels that come late ----------------------------------------------------------------------
@@ -135,32 +134,27 @@ DAYS, A_DAY, HORIZON, EARLY, RATE = 40, 50, 5, 2, 0.2
 """Days, units of each arm a day, days until one is mature, until the challenger's positives are known, their rate."""
 
 
-def late(runs: int) -> Iterator[dict[str, Any]]:
+def late(way: str, quick: bool) -> list[dict[str, Any]]:
     """Equal rates; the challenger's positives are known after two days, the champion's after five."""
-    plan = Plan(outcome="binary")
-    ways: dict[str, Callable[[NDArray[np.bool_]], list[Look]]] = {
-        "mature units": by_maturity,
-        "counted on arrival": on_arrival,
-        "unknown counts as 0": unknown_is_none,
-    }
-    for method, way in ways.items():
-        began = time.perf_counter()
-        hits = 0
-        for number in range(runs):
-            positive = np.random.default_rng([7, number]).random((2, DAYS, A_DAY)) < RATE
-            hits += bool((course(way(positive), plan)[0] <= plan.alpha).any())
-        rate = wilson(hits, runs, 0.95)
-        # The peers show what happens otherwise; they are no goal.
-        name = "false_positives" if way is by_maturity else "false_positives_otherwise"
-        yield {
+    plan, runs, hits = Plan(outcome="binary"), 50 if quick else LATE_RUNS, 0
+    began = time.perf_counter()
+    for number in range(runs):
+        positive = np.random.default_rng([7, number]).random((2, DAYS, A_DAY)) < RATE
+        hits += bool((course(WAYS[way](positive), plan)[0] <= plan.alpha).any())
+    rate = wilson(hits, runs, 0.95)
+    # The peers show what happens otherwise; they are no goal.
+    name = "false_positives" if way == MATURE else "false_positives_otherwise"
+    return [
+        {
             "part": "experiments",
             "what": "equal rates, the challenger's positives known earlier",
-            "method": method,
+            "method": way,
             "runs": runs,
             name: round(rate.value, 4),
             "high": round(rate.high, 4),
             "seconds": round(time.perf_counter() - began, 1),
         }
+    ]
 
 
 def by_maturity(positive: NDArray[np.bool_]) -> list[Look]:
@@ -208,3 +202,11 @@ def _looks(known: list[list[int]], hits: NDArray[np.int64], *, arrival: bool) ->
             sides.append(Sums(n=n, total=positives, squares=positives))
         found.append(Look(at=BEGIN + timedelta(days=day), champion=sides[0], challenger=sides[1]))
     return found
+
+
+MATURE = "mature units"
+WAYS: dict[str, Callable[[NDArray[np.bool_]], list[Look]]] = {
+    MATURE: by_maturity,
+    "counted on arrival": on_arrival,
+    "unknown counts as 0": unknown_is_none,
+}

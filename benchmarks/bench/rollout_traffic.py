@@ -79,7 +79,9 @@ def play(scenario: Scenario, generator: np.random.Generator) -> Iterator[Seen]:
         n = int(generator.binomial(scenario.requests, weight / WHOLE))
         champion = _side(Arm(), scenario.requests - n, burst, generator)
         challenger = _side(arm, n, burst, generator)
-        mirrored = Mirrored() if weight else _mirror(arm, scenario, burst, generator)
+        mirrored = Mirrored()
+        if not weight:
+            mirrored = _mirror(arm, champion.answered, scenario.disagree, burst, generator)
         yield Seen(
             begin=begin,
             end=begin + timedelta(minutes=MINUTES),
@@ -106,16 +108,13 @@ def _side(arm: Arm, n: int, burst: bool, generator: np.random.Generator) -> Side
     )
 
 
-def _mirror(arm: Arm, scenario: Scenario, burst: bool, generator: np.random.Generator) -> Mirrored:
-    """What a shadow shows: failures of either alone, and rows that are decided differently."""
-    shares = np.array([[arm.errors], [ERRORS]]) * (10 if burst else 1)
-    own, theirs = generator.random((2, scenario.requests)) < shares
-    both = int((~own & ~theirs).sum())
+def _mirror(arm: Arm, asked: int, disagree: float, burst: bool, generator: np.random.Generator) -> Mirrored:
+    """What a shadow shows of the rows that the champion answered."""
+    missed = int(generator.binomial(asked, arm.errors * (10 if burst else 1)))
     return Mirrored(
-        answered=both,
-        disagreed=int(generator.binomial(both, scenario.disagree)),
-        champion_failed=int((theirs & ~own).sum()),
-        challenger_failed=int((own & ~theirs).sum()),
+        answered=asked - missed,
+        disagreed=int(generator.binomial(asked - missed, disagree)),
+        challenger_failed=missed,
     )
 
 

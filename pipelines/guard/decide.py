@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.errors import DataError
 from pipelines.guard.eprocess import starts
 from pipelines.guard.evidence import Answer, Seen, Signal
-from pipelines.guard.signals import Measure, measures, weights
+from pipelines.guard.signals import Measure, evidence, measures, weights
 from pipelines.params import GuardParams, Slo
 
 Floats = NDArray[np.float64]
@@ -57,8 +57,7 @@ def course(
     """The evidence of windows in their order, after each of them; as :func:`decide` has it."""
     found = tuple(measures(windows, limits, slo, bound))
     prior = starts([seen.weight for seen in windows], limits.windows)
-    e = np.array([one.e(prior) for one in found])
-    return Course(found, weights(found), e)
+    return Course(found, weights(found), evidence(found, prior))
 
 
 def decide(
@@ -114,7 +113,7 @@ def _had(windows: Sequence[Seen]) -> int:
         if seen.weight != windows[-1].weight:
             break
         both = seen.mirrored
-        found += seen.challenger.requests if seen.weight else both.answered + both.champion_failed
+        found += seen.challenger.requests if seen.weight else both.answered + both.challenger_failed
     return found
 
 

@@ -54,15 +54,15 @@ def starts(weights: Sequence[int], windows: int) -> Floats:
 
 
 def e_values(increments: Floats, prior: Floats) -> Floats:
-    """The e-process after each window, ``[T]``, of log increments ``[T, bets]``: at most MOST.
+    """The e-process of each bet after each window, ``[T, bets]``, of log increments ``[T, bets]``: at most MOST.
 
-    ``M_b <- exp(increment_b) (M_b + q_t)`` from 0 with the ``prior`` q ``[T]`` of :func:`starts`, and ``E = mean_b M_b
-    + 1 - sum of the q so far``. An increment's exponential is 1 or less in expectation while nothing is wrong.
+    ``M <- exp(increment) (M + q_t)`` from 0 with the ``prior`` q ``[T]`` of :func:`starts`, and ``E = M + 1 - sum of
+    the q so far``. An increment's exponential is 1 or less in expectation while nothing is wrong.
     """
     total = np.cumsum(increments, axis=0)
     log_mass = total + np.logaddexp.accumulate(np.log(prior)[:, None] - (total - increments), axis=0)
-    mass = np.exp(np.minimum(log_mass, np.log(MOST))).mean(axis=1)
-    return np.asarray(np.minimum(mass + 1 - np.cumsum(prior), MOST), np.float64)
+    mass = np.exp(np.minimum(log_mass, np.log(MOST)))
+    return np.asarray(np.minimum(mass + (1 - np.cumsum(prior))[:, None], MOST), np.float64)
 
 
 def counts(hits: Floats, n: Floats, share: Floats | float) -> Floats:

@@ -347,7 +347,7 @@ def _odds_interval(looks: Sequence[Look], plan: Plan) -> tuple[float, float, flo
     around = np.interp(np.add.outer(theta[own], _bets()), theta, likely)
     log_e = np.logaddexp.reduce(around, axis=1) - math.log(_POINTS) - likely[own]
     held = np.flatnonzero(log_e < math.log(1 / plan.alpha))
-    best = float(np.exp(theta[own][likely[own].argmax()]))
+    best = float(np.exp(theta[own][likely[own].argmax()])) if likely.any() else 1.0
     low = high = math.inf
     if len(held) and held[0]:
         low = math.exp(theta[own][held[0] - 1])

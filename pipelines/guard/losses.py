@@ -27,7 +27,7 @@ NUMBERS = METRICS["number"]
 
 
 def row_losses(label: NDArray[Any], answers: NDArray[Any], gate: GateParams, cap: float | None = None) -> Floats:
-    """The loss of each row ``[n]``, from 0 to :func:`bound`, by ``gate.metric``.
+    """The loss of each row ``[n]`` by ``gate.metric``; two differ by at most :func:`bound`.
 
     Of AUC and PR-AUC, which no single row has, it is log-loss; of macro-F1 and accuracy 1 for a wrong row; of RMSE the
     squared error. Losses of numbers are capped at ``cap``, in their own unit. Raises DataError if it is missing.
@@ -42,7 +42,7 @@ def row_losses(label: NDArray[Any], answers: NDArray[Any], gate: GateParams, cap
         return np.asarray(row_errors(label, answers), np.float64)
     if metric == "cost":
         costs = np.array(gate.costs, np.float64)
-        return np.asarray(costs[np.asarray(label, np.intp), cheapest(answers, costs)] - costs.min(), np.float64)
+        return np.asarray(costs[np.asarray(label, np.intp), cheapest(answers, costs)], np.float64)
     return row_log_loss(label, np.clip(np.asarray(answers, np.float64), CLIP, 1 - CLIP))
 
 
@@ -55,7 +55,7 @@ def _of_numbers(label: NDArray[Any], answers: NDArray[Any], gate: GateParams) ->
 
 
 def bound(gate: GateParams, cap: float | None = None) -> float:
-    """The largest loss of a row, which so is the largest difference of two: ``cap`` for numbers.
+    """The largest difference of two rows' losses: ``cap`` for numbers.
 
     A good cap is the 99% quantile of the champion's losses before the rollout. Raises DataError if it is missing.
     """

@@ -47,11 +47,6 @@ class Measure:
     told: Told
     also: Floats | None = None
 
-    def e(self, prior: Floats) -> Floats:
-        """The e-values ``[T]``."""
-        found = e_values(self.increments, prior)
-        return found if self.also is None else np.minimum(found, e_values(self.also, prior))
-
     def began(self) -> int:
         """The position of the window from which on the evidence is strongest."""
         rest = np.cumsum(self.increments[::-1], axis=0)[::-1]
@@ -83,6 +78,14 @@ def measures(windows: Sequence[Seen], limits: GuardParams, slo: Slo, bound: floa
     return found
 
 
+def evidence(found: Sequence[Measure], prior: Floats) -> Floats:
+    """The e-values ``[signals, T]``: of each signal the mean over its bets, all worked out at once."""
+    nulls = [null for one in found for null in (one.increments, one.also) if null is not None]
+    ends = np.cumsum([null.shape[1] for null in nulls])[:-1]
+    means = iter(part.mean(axis=1) for part in np.split(e_values(np.hstack(nulls), prior), ends, axis=1))
+    return np.array([next(means) if one.also is None else np.minimum(next(means), next(means)) for one in found])
+
+
 def weights(found: Sequence[Measure]) -> Floats:
     """The weight of each signal, which add up to 1."""
     loss = np.array([one.name == "loss" for one in found])
@@ -96,8 +99,8 @@ def _twice(
     """One kind of fault, compared with the concurrent champion row by row, and window by window.
 
     Row by row: of the hits of both arms, those of the challenger are as many as its share of the rows allows if it
-    fails up to ``tolerated`` times as often (``both``: or in at most a share ``limit`` of its rows). Window by window:
-    one is bad if both are refused for it alone, each at level BAD.
+    fails up to ``tolerated`` times as often (``both``, and where they were mirrored: or in at most a share ``limit`` of
+    its rows). Window by window: one is bad if both are refused for it alone, each at level BAD.
     """
     n, m = tolerated * seen.n, seen.m
     share = n / np.where(n + m > 0, n + m, 1)
@@ -115,9 +118,11 @@ def _twice(
         return f"{own}, of the champion's {_share(seen.champion_hits[first:][at], seen.m[first:][at])}"
 
     by_row = counts(np.where(seen.concurrent, seen.hits, 0), np.where(seen.concurrent, all_hits, 0), share)
+    alone = counts(seen.hits, seen.n, limit)
+    # The smaller of two bets on a window is a fair one under either null.
+    by_row = np.where(seen.mirrored[:, None], np.minimum(by_row, alone), by_row)
     by_window = bad_windows(absolute & beside, limit**seen.n <= BAD)
-    also = counts(seen.hits, seen.n, limit) if both else None
-    return [Measure(name, by_row, told, also), Measure(f"{name}_windows", by_window, told)]
+    return [Measure(name, by_row, told, alone if both else None), Measure(f"{name}_windows", by_window, told)]
 
 
 def _above(beside: Measure, seen: Counted, limit: float, tolerated: float) -> Measure:

@@ -27,6 +27,7 @@ class Counted:
     """Of each window ``[T]`` how many of the challenger's ``n`` are ``hits``, and of the champion's ``m``.
 
     The champion is the concurrent one; where there is none, all of its windows before, of which ``past`` is the share.
+    Where ``mirrored``, most of the challenger's were asked after the reply, in the time that was left over.
     """
 
     hits: Floats
@@ -34,6 +35,7 @@ class Counted:
     champion_hits: Floats
     m: Floats
     concurrent: NDArray[np.bool_]
+    mirrored: NDArray[np.bool_]
     past: Floats
 
     def per(self, size: Floats) -> Counted:
@@ -57,18 +59,17 @@ class Table:
     def failed(self) -> Counted:
         """Rows that had no answer of the version that they were meant for.
 
-        Where more rows were mirrored than met the challenger, the mirrored ones are counted, and not the arms.
+        The challenger's are those of its arm and the champion's that were mirrored. What the champion has not answered
+        is not mirrored, so that its own are those of its arm alone.
         """
         hits, n = self._of(_failed, "challenger"), self._of(_asked, "challenger")
         theirs, m = self._of(_failed, "champion"), self._of(_asked, "champion")
-        both = [seen.mirrored for seen in self.windows]
-        missed = np.array([one.challenger_failed for one in both], np.float64)
-        champion_missed = np.array([one.champion_failed for one in both], np.float64)
-        asked = np.array([one.answered for one in both]) + missed + champion_missed
-        more = asked > n
-        hits, theirs = np.where(more, missed, hits), np.where(more, champion_missed, theirs)
-        n, m = np.where(more, asked, n), np.where(more, asked, m)
-        return self._beside(hits, n, theirs, m).per(self._rows_a_request)
+        missed = np.array([seen.mirrored.challenger_failed for seen in self.windows], np.float64)
+        answered = np.array([seen.mirrored.answered for seen in self.windows], np.float64)
+        # Mirrored rows of the challenger's own arm are among those that it answered.
+        more = missed + np.maximum(answered - self._of(_answered, "challenger"), 0)
+        found = self._beside(hits + missed, n + more, theirs, m).per(self._rows_a_request)
+        return replace(found, mirrored=more > n)
 
     def refused(self) -> Counted:
         """Rows that were not as declared."""
@@ -154,6 +155,7 @@ class Table:
             champion_hits=np.where(concurrent, theirs, past),
             m=np.where(concurrent, m, rows),
             concurrent=concurrent,
+            mirrored=np.zeros(len(n), np.bool_),
             past=past / np.maximum(rows, 1),
         )
 

@@ -143,17 +143,34 @@ def test_refusals_of_the_challenger_alone_take_it_back() -> None:
     assert answer.reason.startswith("50.0% of 250 rows were refused, of the champion's 0.0% of 4,750")
 
 
+def shadow(failed: int, windows: int = 3, **counts: int) -> list[Seen]:
+    """Windows of a shadow: a thousand rows of the champion's, of which some failed, the others mirrored."""
+    return [window(place, 0, champion=side(1000, failed), mirrored=Mirrored(**counts)) for place in range(windows)]
+
+
 def test_a_shadow_is_judged_by_mirrored_rows() -> None:
-    """Rows that only the challenger missed, and decisions that differ more than is allowed."""
+    """Rows that the challenger missed, beside all of the champion's, and decisions that differ more than is allowed."""
+    assert decide(shadow(3, answered=994, disagreed=20, challenger_failed=3), LIMITS).verdict == "pass"
+    answer = decide(shadow(3, answered=967, challenger_failed=30), LIMITS)
+    assert answer.verdict == "fail"
+    assert answer.reason.startswith("3.0% of 997 rows failed, of the champion's 0.3% of 1,000")
+    answer = decide(shadow(3, answered=997, disagreed=100), LIMITS)
+    assert answer.reason.startswith("10.0% of 997 mirrored rows were decided differently, 3.0% are allowed")
+    assert "disagreement" not in {one.name for one in decide(shadow(3, answered=997), GuardParams()).signals}
 
-    def shadow(**counts: int) -> list[Seen]:
-        return [window(place, 0, champion=side(1000), mirrored=Mirrored(**counts)) for place in range(3)]
 
-    assert decide(shadow(answered=997, disagreed=20, champion_failed=3, challenger_failed=3), LIMITS).verdict == "pass"
-    assert decide(shadow(answered=967, challenger_failed=30, champion_failed=3), LIMITS).verdict == "fail"
-    answer = decide(shadow(answered=1000, disagreed=100), LIMITS)
-    assert answer.reason.startswith("10.0% of 1,000 mirrored rows were decided differently, 3.0% are allowed")
-    assert "disagreement" not in {one.name for one in decide(shadow(answered=1000), GuardParams()).signals}
+def test_a_shadow_that_misses_what_is_allowed_is_no_fault() -> None:
+    """The champion's failures are not mirrored, and a shadow has little time: only beyond the limit it is one."""
+    assert decide(shadow(3, 40, answered=994, challenger_failed=3), LIMITS).verdict == "pass"
+    assert decide(shadow(0, 40, answered=992, challenger_failed=8), LIMITS).verdict == "pass"
+
+
+def test_mirrored_rows_and_the_arm_are_counted_together() -> None:
+    """With a mirror in a stage the challenger's rows are those of its arm and the champion's, each of them once."""
+    mirrored = Mirrored(answered=970, challenger_failed=15)
+    seen = window(0, 5000, champion=side(500, 2), challenger=side(500, 13), mirrored=mirrored)
+    told = next(signal.told for signal in decide([seen], LIMITS).signals if signal.name == "errors")
+    assert told == "2.8% of 998 rows failed, of the champion's 0.4% of 500"
 
 
 def test_scores_that_move_take_a_challenger_back() -> None:
