@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ from typing import Any
 
 from benchmarks.bench import serving_stack as stack
 from benchmarks.bench.serving_load import HOST
-from benchmarks.proof.crash import forked
 from benchmarks.proof.rescore_faults import FAULTS, NUMBER, TABLE, TEXT, Fault
 from benchmarks.record import goal, record
 from pipelines import ledger
@@ -166,7 +166,7 @@ def made(home: Path, rows: Mapping[str, int]) -> Mapping[str, Spans]:
                 count = rows[case] // 2 if case == TABLE else rows[case]
                 ask(case, own[:count])
                 spans[case] = {"served": _span(own[: rows[case]])}
-            stack.finished(home, forked(home, partial(_second, serving.settings)))
+            _in_new_process(_second, serving.settings)
             own, count = sent[TABLE], rows[TABLE]
             _wait(ask, own[count // 2 : count // 2 + 1])
             ask(TABLE, own[count // 2 + 1 : count])
@@ -240,6 +240,15 @@ def _wait(ask: Any, rows: Sequence[Row], seconds: float = 60.0) -> None:
             raise PerennialError(f"the gateway still answers by version {answer['version']} after {seconds:g} s")
         number += 1
         time.sleep(0.5)
+
+
+def _in_new_process(act: Callable[[Settings], None], settings: Settings) -> None:
+    """Do something in a process that starts anew: this one has threads by now, and cannot be forked."""
+    process = multiprocessing.get_context("spawn").Process(target=act, args=(settings,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise PerennialError(f"{act.__name__} failed with exit code {process.exitcode}: see above")
 
 
 def _second(settings: Settings) -> None:

@@ -123,7 +123,7 @@ def of_fields(change: Callable[[dict[str, Any]], None]) -> Callable[[Settings, s
 def of_lines(
     change: Callable[[list[Line]], list[Line]], *, sealed: bool = True, compacted: bool = True
 ) -> Callable[[Settings, str], None]:
-    """Change the lines of the largest segment; ``compacted``: as it stood when it was compacted long ago."""
+    """Change the lines of the segment with most rows of version 1; ``compacted``: it was before it was changed."""
 
     def plant(settings: Settings, case: str) -> None:
         path = largest(settings, case)
@@ -139,8 +139,9 @@ def of_lines(
 
 
 def largest(settings: Settings, case: str) -> Path:
-    """The largest segment of predictions."""
-    return max((settings.prediction_log / case / "predictions").glob("*.jsonl"), key=lambda path: path.stat().st_size)
+    """The segment with most rows that version 1 answered."""
+    folder = settings.prediction_log / case / "predictions"
+    return max(folder.glob("*.jsonl"), key=lambda path: path.read_bytes().count(b'"version":1,'))
 
 
 # --- faults -------------------------------------------------------------------------------------
@@ -309,10 +310,10 @@ FAULTS = (
     Fault("changed ONNX weight, manifest rewritten", TABLE, "artefact", (), of_model(of_weight)),
     Fault("wrong version's bundle, manifest rewritten", TABLE, "artefact", ("version 2",), _of_other_version),
     Fault("bundle gone", TABLE, "artefact", ("gone",), _gone),
-    Fault("swapped vocabulary, hashes rewritten", TABLE, "artefact", ("holdout",), of_fields(_swap_values)),
+    Fault("swapped vocabulary, hashes rewritten", TABLE, "artefact", ("version 1",), of_fields(_swap_values)),
     Fault("changed field order, hashes rewritten", TABLE, "artefact", ("holdout",), of_fields(_reorder)),
-    Fault("changed scale of a number, manifest rewritten", TABLE, "artefact", ("holdout",), _scale),
-    Fault("edited score in a segment", TABLE, "log", ("segment", "sealed"), of_lines(_edited_score, sealed=False)),
+    Fault("changed scale of a number, manifest rewritten", TABLE, "artefact", ("version 1",), _scale),
+    Fault("edited score in a segment", TABLE, "log", ("segment",), of_lines(_edited_score, sealed=False)),
     Fault("edited score, seal rewritten", TABLE, "log", ("lines",), of_lines(_edited_score)),
     Fault(
         "edited score, seal rewritten before it was compacted",

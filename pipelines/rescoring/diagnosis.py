@@ -134,7 +134,8 @@ def _unexplained(
         return Problem("log", one.number, wrong, f"{told}: {why}; {_mend('log', version)}")
     received: list[datetime] = rows["received_at"].sort().to_list()
     why = f"{same}: something else answered in its place, as in what was received at {received[0].isoformat()}"
-    return Problem("runtime", one.number, wrong, f"{told}: {why}; {_mend('runtime', version)}")
+    cause: Cause = "runtime" if is_same else "artefact"
+    return Problem(cause, one.number, wrong, f"{told}: {why}; {_mend(cause, version)}")
 
 
 _STAGED = "the copy in Triton's model repository"
