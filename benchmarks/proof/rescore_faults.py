@@ -271,8 +271,8 @@ def _permute(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _swap_classes(model: Any) -> None:
-    of_constant("output.weight", _permute)(model)
-    of_constant("output.bias", _permute)(model)
+    of_constant("head.weight", _permute)(model)
+    of_constant("head.bias", _permute)(model)
 
 
 @contextmanager
