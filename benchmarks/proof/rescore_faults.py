@@ -93,16 +93,11 @@ def of_constant(part: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[A
 
 
 def of_weight(model: Any) -> None:
-    """Change one weight: a coefficient of a linear model, else the last layer's first."""
-    for node in model.graph.node:
-        if node.op_type == "LinearClassifier":
-            [given] = [one for one in node.attribute if one.name == "coefficients"]
-            given.floats[0] += 0.05
-            given.floats[len(given.floats) // 2] -= 0.05
-            return
-    of_constant("output.weight", lambda value: value * np.where(np.arange(value.size).reshape(value.shape), 1, 1.05))(
-        model
-    )
+    """Change a coefficient of a logistic regression."""
+    [node] = [node for node in model.graph.node if node.op_type == "LinearClassifier"]
+    [given] = [one for one in node.attribute if one.name == "coefficients"]
+    given.floats[0] += 0.05
+    given.floats[len(given.floats) // 2] -= 0.05
 
 
 def of_fields(change: Callable[[dict[str, Any]], None]) -> Callable[[Settings, str], None]:
@@ -270,6 +265,23 @@ def _permute(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return value[[1, 0, *range(2, len(value))]]
 
 
+def _of_trees(model: Any, name: str) -> Any:
+    """An attribute of a tree ensemble."""
+    [trees] = [node for node in model.graph.node if node.op_type == "TreeEnsembleRegressor"]
+    [found] = [one for one in trees.attribute if one.name == name]
+    return found
+
+
+def _other_way(model: Any) -> None:
+    given = _of_trees(model, "nodes_missing_value_tracks_true")
+    given.ints[:] = [1 - way for way in given.ints]
+
+
+def _larger(model: Any) -> None:
+    given = _of_trees(model, "target_weights")
+    given.floats[:] = [1.01 * weight for weight in given.floats]
+
+
 def _swap_classes(model: Any) -> None:
     of_constant("head.weight", _permute)(model)
     of_constant("head.bias", _permute)(model)
@@ -374,17 +386,17 @@ FAULTS = (
     Fault("swapped classes, manifest rewritten", TEXT, "artefact", (), of_model(_swap_classes)),
     Fault("other padding", TEXT, "encoder", ("attention_mask",), patch=lambda: _patched(encoding, "pad", _longer)),
     Fault(
-        "changed fill and mean of the numbers, manifest rewritten",
+        "missing values go the other way, manifest rewritten",
         NUMBER,
         "artefact",
         (),
-        of_model(of_constant("model.mean", lambda value: value * 1.05)),
+        of_model(_other_way),
     ),
     Fault(
         "changed scale of the predicted number, manifest rewritten",
         NUMBER,
         "artefact",
         (),
-        of_model(of_constant("target_scale", lambda value: value * 1.01)),
+        of_model(_larger),
     ),
 )
