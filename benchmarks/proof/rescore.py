@@ -60,6 +60,8 @@ TRIES = 60
 REQUESTS = (1, 1, 1, 2, 5, 20)
 """Rows of the requests, in turn."""
 SECONDS_PER_100K = 5.0
+LARGE = 20_000
+"""Rows of a log whose speed is a goal, those of a demo: what a command costs at all fills a smaller one's figure."""
 EVER = Window(start=datetime(1990, 1, 1, tzinfo=UTC), end=datetime(2100, 1, 1, tzinfo=UTC))
 OWN = ("artefacts", "lake", "prediction_log", "model_repository")
 Row = dict[str, Any]
@@ -95,12 +97,13 @@ def main() -> None:
     goals = goals_of(logs, trials)
     record(
         "proof-rescore",
-        rows=[*logs, *trials],
+        rows=logs,
         goals=goals,
         seconds=time.perf_counter() - began,
         packages=("onnxruntime", "onnx", "tokenizers", "numpy", "polars", "tritonclient"),
         more={
             "definition": " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
+            "faults": trials,
             "absent": {case: stack.missing(case) for case in ROWS if stack.missing(case)},
             "load average of 15 minutes": round(os.getloadavg()[2], 1),
         },
@@ -125,6 +128,7 @@ def goals_of(logs: Sequence[Row], trials: Sequence[Row]) -> list[Row]:
         *(
             goal(f"seconds per 100,000 rows, {log['log']}", log["seconds per 100,000"], SECONDS_PER_100K)
             for log in tables
+            if log["rows"] >= LARGE
         ),
         goal("faults planted", len(trials), 20, "higher"),
         goal("faults found, of all", sum(one["found"] for one in trials), len(trials), "higher"),
