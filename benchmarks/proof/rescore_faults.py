@@ -93,16 +93,11 @@ def of_constant(part: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[A
 
 
 def of_weight(model: Any) -> None:
-    """Change one weight: a coefficient of a linear model, else the last layer's first."""
-    for node in model.graph.node:
-        if node.op_type == "LinearClassifier":
-            [given] = [one for one in node.attribute if one.name == "coefficients"]
-            given.floats[0] += 0.05
-            given.floats[len(given.floats) // 2] -= 0.05
-            return
-    of_constant("output.weight", lambda value: value * np.where(np.arange(value.size).reshape(value.shape), 1, 1.05))(
-        model
-    )
+    """Change a coefficient of a logistic regression."""
+    [node] = [node for node in model.graph.node if node.op_type == "LinearClassifier"]
+    [given] = [one for one in node.attribute if one.name == "coefficients"]
+    given.floats[0] += 0.05
+    given.floats[len(given.floats) // 2] -= 0.05
 
 
 def of_fields(change: Callable[[dict[str, Any]], None]) -> Callable[[Settings, str], None]:
@@ -123,7 +118,7 @@ def of_fields(change: Callable[[dict[str, Any]], None]) -> Callable[[Settings, s
 def of_lines(
     change: Callable[[list[Line]], list[Line]], *, sealed: bool = True, compacted: bool = True
 ) -> Callable[[Settings, str], None]:
-    """Change the lines of the largest segment; ``compacted``: as it stood when it was compacted long ago."""
+    """Change the lines of the segment with most rows of version 1; ``compacted``: it was before it was changed."""
 
     def plant(settings: Settings, case: str) -> None:
         path = largest(settings, case)
@@ -139,8 +134,9 @@ def of_lines(
 
 
 def largest(settings: Settings, case: str) -> Path:
-    """The largest segment of predictions."""
-    return max((settings.prediction_log / case / "predictions").glob("*.jsonl"), key=lambda path: path.stat().st_size)
+    """The segment with most rows that version 1 answered."""
+    folder = settings.prediction_log / case / "predictions"
+    return max(folder.glob("*.jsonl"), key=lambda path: path.read_bytes().count(b'"version":1,'))
 
 
 # --- faults -------------------------------------------------------------------------------------
@@ -269,9 +265,26 @@ def _permute(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return value[[1, 0, *range(2, len(value))]]
 
 
+def _of_trees(model: Any, name: str) -> Any:
+    """An attribute of a tree ensemble."""
+    [trees] = [node for node in model.graph.node if node.op_type == "TreeEnsembleRegressor"]
+    [found] = [one for one in trees.attribute if one.name == name]
+    return found
+
+
+def _other_way(model: Any) -> None:
+    given = _of_trees(model, "nodes_missing_value_tracks_true")
+    given.ints[:] = [1 - way for way in given.ints]
+
+
+def _larger(model: Any) -> None:
+    given = _of_trees(model, "target_weights")
+    given.floats[:] = [1.01 * weight for weight in given.floats]
+
+
 def _swap_classes(model: Any) -> None:
-    of_constant("output.weight", _permute)(model)
-    of_constant("output.bias", _permute)(model)
+    of_constant("head.weight", _permute)(model)
+    of_constant("head.bias", _permute)(model)
 
 
 @contextmanager
@@ -309,10 +322,10 @@ FAULTS = (
     Fault("changed ONNX weight, manifest rewritten", TABLE, "artefact", (), of_model(of_weight)),
     Fault("wrong version's bundle, manifest rewritten", TABLE, "artefact", ("version 2",), _of_other_version),
     Fault("bundle gone", TABLE, "artefact", ("gone",), _gone),
-    Fault("swapped vocabulary, hashes rewritten", TABLE, "artefact", ("holdout",), of_fields(_swap_values)),
+    Fault("swapped vocabulary, hashes rewritten", TABLE, "artefact", ("version 1",), of_fields(_swap_values)),
     Fault("changed field order, hashes rewritten", TABLE, "artefact", ("holdout",), of_fields(_reorder)),
-    Fault("changed scale of a number, manifest rewritten", TABLE, "artefact", ("holdout",), _scale),
-    Fault("edited score in a segment", TABLE, "log", ("segment", "sealed"), of_lines(_edited_score, sealed=False)),
+    Fault("changed scale of a number, manifest rewritten", TABLE, "artefact", ("version 1",), _scale),
+    Fault("edited score in a segment", TABLE, "log", ("segment",), of_lines(_edited_score, sealed=False)),
     Fault("edited score, seal rewritten", TABLE, "log", ("lines",), of_lines(_edited_score)),
     Fault(
         "edited score, seal rewritten before it was compacted",
@@ -373,17 +386,17 @@ FAULTS = (
     Fault("swapped classes, manifest rewritten", TEXT, "artefact", (), of_model(_swap_classes)),
     Fault("other padding", TEXT, "encoder", ("attention_mask",), patch=lambda: _patched(encoding, "pad", _longer)),
     Fault(
-        "changed fill and mean of the numbers, manifest rewritten",
+        "missing values go the other way, manifest rewritten",
         NUMBER,
         "artefact",
         (),
-        of_model(of_constant("model.mean", lambda value: value * 1.05)),
+        of_model(_other_way),
     ),
     Fault(
         "changed scale of the predicted number, manifest rewritten",
         NUMBER,
         "artefact",
         (),
-        of_model(of_constant("target_scale", lambda value: value * 1.01)),
+        of_model(_larger),
     ),
 )

@@ -12,7 +12,7 @@ from datetime import timedelta
 import polars as pl
 
 from pipelines.contracts import Window
-from pipelines.data import compaction, log
+from pipelines.data import compaction, log, records
 from pipelines.data.records import SPREAD, Done
 from pipelines.segments import CLOSED
 from pipelines.settings import Settings
@@ -30,11 +30,14 @@ def read(settings: Settings, case: str, window: Window) -> Iterator[pl.DataFrame
     file, for a segment or a partition that is not what was written.
     """
     folder = settings.prediction_log / case / "predictions"
-    files = log.near(settings, case, window)
+    known = compaction.known(settings, case, "predictions")
+    first, last = _days(window)
+    days = [day for day in known.days if first <= day <= last]
+    files = records.checked(compaction.folder_of(settings, case, "predictions"), (), days)
     inside = (pl.col("event_time") >= window.start) & (pl.col("event_time") < window.end)
     read_segment = compaction.reader(settings, case)
     elsewhere = set[str]()
-    for name, done in sorted(compaction.known(settings, case, "predictions").segments.items()):
+    for name, done in sorted(known.segments.items()):
         if not _reaches(done, window):
             continue
         path = folder / f"{name}{CLOSED}"
@@ -47,8 +50,13 @@ def read(settings: Settings, case: str, window: Window) -> Iterator[pl.DataFrame
         yield log.lines(settings, case, "predictions", left[start : start + AT_ONCE], lambda scan: scan.filter(inside))
 
 
+def _days(window: Window) -> tuple[str, str]:
+    """The first and the last day of a window."""
+    return str(window.start.date()), str((window.end - timedelta(microseconds=1)).date())
+
+
 def _reaches(done: Done, window: Window) -> bool:
     """Whether a segment has rows of the window's days."""
-    first, last = str(window.start.date()), str((window.end - timedelta(microseconds=1)).date())
+    first, last = _days(window)
     days = [part.place.partition("/")[0].removeprefix("date=") for part in done.parts if part.place != SPREAD]
     return any(first <= day <= last for day in (*days, *done.spread))

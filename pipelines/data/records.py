@@ -205,11 +205,12 @@ def checked(folder: Path, files: Iterable[Path], days: Iterable[str]) -> list[Pa
     """
     known = read(folder / "segments")
     wanted = {name: parts for day in days for name, parts in known.days.get(day, {}).items()}
-    objects.need(*(folder / name for name in wanted))
+    paths = {name: folder / name for name in wanted}
+    objects.need(*paths.values())
     found = {str(file.relative_to(folder)): file for file in files}
-    found |= {name: folder / name for name in wanted if name in known.spread}
+    found |= {name: path for name, path in paths.items() if name in known.spread}
     for name, parts in wanted.items():
-        path = folder / name
+        path = paths[name]
         expected = {part.sha256 for part in parts}
         try:
             right = "" in expected or sha256_once(path) in expected

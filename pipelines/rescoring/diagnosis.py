@@ -109,10 +109,14 @@ def _of_scores(settings: Settings, case: str, one: Replayed, tolerance: float) -
                 why, cause = f"{other.name} gives them, and the lines are others than were compacted", "log"
                 if not _unlike_lake(settings, case, rows):
                     why, cause = f"{other.name} gives them: it answered in its place", "runtime"
+            if cause == "artefact":
+                why += _whose(settings, case, version)
             return Problem(cause, one.number, wrong, f"{told}: {why}; {_mend(cause, version)}")
     if is_same is False:
         assert kept is not None
         cause, what = _part(version, kept)
+        if cause == "artefact":
+            what += _whose(settings, case, version)
         return Problem(cause, one.number, wrong, f"{told}: {what}; {_mend(cause, version)}")
     return _unexplained(settings, case, one, rows, told, is_same=is_same)
 
@@ -134,7 +138,8 @@ def _unexplained(
         return Problem("log", one.number, wrong, f"{told}: {why}; {_mend('log', version)}")
     received: list[datetime] = rows["received_at"].sort().to_list()
     why = f"{same}: something else answered in its place, as in what was received at {received[0].isoformat()}"
-    return Problem("runtime", one.number, wrong, f"{told}: {why}; {_mend('runtime', version)}")
+    cause: Cause = "runtime" if is_same else "artefact"
+    return Problem(cause, one.number, wrong, f"{told}: {why}; {_mend(cause, version)}")
 
 
 _STAGED = "the copy in Triton's model repository"
@@ -174,6 +179,15 @@ def _versions(settings: Settings, case: str, version: Version) -> Iterator[Versi
     for number in sorted({release.champion for release in ledger.releases(settings.ledger, case)} - {version.number}):
         with suppress(PerennialError):
             yield load(settings, case, number)
+
+
+def _whose(settings: Settings, case: str, version: Version) -> str:
+    """Which other version the model of a bundle is that of, where it is one's."""
+    own = file_sha256(version.folder / MODEL)
+    for other in _versions(settings, case, version):
+        if file_sha256(other.folder / MODEL) == own:
+            return f", and its {MODEL} is that of version {other.number}"
+    return ""
 
 
 def _with_model(version: Version, rows: pl.DataFrame, folder: Path, model: str = MODEL) -> Scores:

@@ -6,7 +6,6 @@ runtime. A score of the log that does not come out then is the log's, or that of
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.encoding import BUNDLE
 from pipelines.errors import PerennialError
 from pipelines.rescoring.versions import Version
 
@@ -36,16 +34,15 @@ def witness(version: Version) -> Witness | None:
     """The kept rows of a version; None where the folders of its run do not hold them any more."""
     run_dir, fields = version.folder.parent, version.fields
     try:
-        about = json.loads((version.folder / BUNDLE).read_text())
-        dataset = storage.find(run_dir / "dataset", about["dataset_key"])
-        for path in sorted(run_dir.glob("evaluate*")):
-            if storage.read_manifest(path).inputs.get("export") == version.key:
-                kept = pl.read_parquet(path / "scores.parquet")
-                rows = pl.read_parquet(dataset / "holdout.parquet")
-                break
-        else:
-            return None
-    except (PerennialError, OSError, KeyError, pl.exceptions.PolarsError):
+        [path, *_] = [
+            path
+            for path in sorted(run_dir.glob("evaluate*"))
+            if storage.read_manifest(path).inputs.get("export") == version.key
+        ]
+        dataset = storage.find(run_dir / "dataset", storage.read_manifest(path).inputs["dataset"])
+        kept = pl.read_parquet(path / "scores.parquet")
+        rows = pl.read_parquet(dataset / "holdout.parquet")
+    except (PerennialError, OSError, KeyError, ValueError, pl.exceptions.PolarsError):
         return None
     if not rows.height or not rows["id"].equals(kept["id"]):
         return None

@@ -59,7 +59,7 @@ def trained(settings: Settings, version: int, bias: float, *, released: bool = T
 
     commit("dataset", (), lambda folder: holdout.write_parquet(folder / "holdout.parquet") or {})
     commit("export", ("dataset",), export)
-    commit("evaluate", ("export",), evaluate)
+    commit("evaluate", ("dataset", "export"), evaluate)
     commit("gate", ("evaluate",), lambda _folder: {})
     commit("register", ("gate", "export"), lambda _folder: {"version": version, "mlflow_run": f"run-{version}"})
     evidence = Evidence(metric="log_loss", n=40, positives=20, opponent="base_rate", lift=None)
