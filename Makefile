@@ -112,8 +112,9 @@ bench-drift: ## profiles and statistics of drift against the bare scan and its p
 bench-metrics: ## how often the gate promotes equal models, and its power, for every metric (benchmarks/results/metrics.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.metrics $(ARGS)
 
-bench-rollout: ## what a rollout's guard sees and when, false aborts, and experiments under peeking (benchmarks/results/rollout.json) [ARGS=--quick]
+bench-rollout: ## what a rollout's guard sees and when, false aborts, experiments under peeking, what a shadow costs (benchmarks/results/rollout.json, rollout-shadow.json) [ARGS=--quick]
 	$(PY) -m benchmarks.bench.rollout $(ARGS)
+	$(PY) -m benchmarks.bench.rollout_shadow $(ARGS)
 
 proof-crash: ## SIGKILL at random moments of every step of the line, 200 trials (benchmarks/results/proof-crash.json) [ARGS=--quick]
 	$(PY) -m benchmarks.proof.crash $(ARGS)

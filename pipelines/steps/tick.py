@@ -264,9 +264,11 @@ def _losses(
     alone = alone.filter(~pl.col("prediction_id").is_in(both["prediction_id"].implode()))
     more, less = (_row_losses(both, params.gate, cap, f"{side}_") for side in ("challenger", "champion"))
     found = [Loss(at, "both", own - other) for at, own, other in zip(_mature(both, params), more, less, strict=True)]
+    # What the champion answered for a challenger that gave none are rows that were hard for that one alone.
+    stood_in = (pl.col("arm") == "challenger") & (pl.col("version") == of.champion)
     arms: tuple[tuple[Arm, int], ...] = (("champion", of.champion), ("challenger", of.challenger))
     for side, version in arms:
-        rows = alone.filter(pl.col("version") == version)
+        rows = alone.filter((pl.col("version") == version) & ~stood_in)
         own = _row_losses(rows, params.gate, cap)
         found += [Loss(at, side, loss) for at, loss in zip(_mature(rows, params), own, strict=True)]
     return sorted(found)
