@@ -50,7 +50,7 @@ class Rollout:
     @property
     def mirrors(self) -> bool:
         """Whether the version that did not answer a row is asked for it after the reply."""
-        return self.challenger is not None and (self.mirror or self.stage == "shadow")
+        return self.number is not None and (self.mirror or self.stage == "shadow")
 
     def arm(self, features: Sequence[Any], prediction_id: str) -> Arm:
         """The arm of a row, by the value that keeps its arm, or its id where it has none."""

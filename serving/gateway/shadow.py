@@ -22,6 +22,7 @@ from pipelines.contracts import Arm, ShadowLine
 from pipelines.errors import Crowded, DataError, PerennialError
 from pipelines.fields import EVENT_TIME
 from serving.gateway.joining import Refusal
+from serving.gateway.pace import Pace
 from serving.gateway.refusal import Refused
 from serving.gateway.traffic import Outcome
 
@@ -31,26 +32,28 @@ if TYPE_CHECKING:
     from serving.gateway.traffic import Traffic
     from serving.gateway.versions import Version
 
-MOST_ROWS = 128
-"""Rows of a call: its tensors are made in about a millisecond, in which the worker does nothing else."""
-CALL_SECONDS = 0.025
-"""A call that takes longer is followed by one of half its rows, a shorter one by one of twice as many."""
+SIZES = tuple(2**power for power in range(8))
+"""Rows of a call, at most: of the longest, tensors are made in about a millisecond, and nothing else meanwhile."""
+CALL_SECONDS, TIMES = 0.025, 2.0
+"""A call has no more rows than take so long, or so many times as long as a single one."""
 SHARE = 0.25
 """The part of the time that calls may be under way."""
-PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.02, 1.0
-"""The least and the longest pause between calls."""
+GATHER_SECONDS = 0.1
+"""How long rows gather that are fewer than a call may have: a call costs a hundred times what a row in it does."""
+MOST_PAUSE_SECONDS = 1.0
+"""The longest pause after a call, however long that took."""
 
 log = logging.getLogger(__name__)
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class Pair(NamedTuple):
-    """A row that one version has answered, and the ``other`` one, which is to be asked.
+    """A row that one version has answered, and the ``other`` one, which is to be asked (None: it is not served here).
 
     ``arm`` is whose answer was given, ``score`` and ``scores`` (of classes) are that answer's.
     """
 
-    other: Version
+    other: Version | None
     champion: int
     challenger: int
     arm: Arm
@@ -60,6 +63,11 @@ class Pair(NamedTuple):
     features: tuple[Any, ...]
     score: float
     scores: list[float] | None
+
+    @property
+    def asked(self) -> int:
+        """The version that is to be asked."""
+        return self.challenger if self.arm == "champion" else self.champion
 
 
 class Found(NamedTuple):
@@ -75,7 +83,8 @@ class Shadow:
     def __init__(self, most: int) -> None:
         """``most`` rows wait at a time."""
         self._most = most
-        self._rows = 16  # of the next call, at most
+        self._rows = 1  # of the next call, at most
+        self._pace = Pace()
         self._waiting: deque[Pair] = deque()
         self._asked: list[Pair] = []
         self._task: asyncio.Task[None] | None = None
@@ -104,13 +113,13 @@ class Shadow:
         self._waiting.clear()
 
     async def _work(self, gateway: Gateway, case: Case) -> None:
-        pause = PAUSE_SECONDS
+        pause = GATHER_SECONDS
         try:
             while self._waiting:
                 await asyncio.sleep(pause)
                 if case.pressed is None or case.pressed.idle:
-                    took = await self._ask(gateway, case)
-                    pause = min(max(PAUSE_SECONDS, took * (1 / SHARE - 1)), MOST_PAUSE_SECONDS)
+                    rest = min(await self._ask(gateway, case) * (1 / SHARE - 1), MOST_PAUSE_SECONDS)
+                    pause = rest if len(self._waiting) >= self._rows else max(rest, GATHER_SECONDS)
         except Exception:
             log.exception("%s: what waits for the other version of its rollout is dropped", case.name)
             self._drop(case.traffic)
@@ -125,8 +134,12 @@ class Shadow:
         began = time.monotonic()
         found = await ask(gateway, case, pairs)
         took = time.monotonic() - began
-        self._rows = max(1, self._rows // 2) if took > CALL_SECONDS else min(MOST_ROWS, 2 * self._rows)
         self._asked = []
+        if pairs[0].other is not None:
+            self._pace.note(len(pairs), took)
+        most = max(CALL_SECONDS, TIMES * self._pace.seconds(1))
+        fit = (rows for rows in SIZES if rows <= 2 * self._rows and self._pace.seconds(rows) <= most)
+        self._rows = max(fit, default=1)
         lines = _write(case, pairs, found, took)
         gateway.metrics.log_lines.labels(case.name, "shadow").inc(lines)
         return took
@@ -146,12 +159,15 @@ class Shadow:
 
 async def ask(gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> list[Found]:
     """What the other version says of rows. Where single rows may be why it has no answer, it is asked by halves."""
+    other = pairs[0].other
+    if other is None:
+        return [Found("error")] * len(pairs)
     columns = dict(zip(case.fields.names, zip(*(pair.features for pair in pairs), strict=True), strict=True))
     columns[EVENT_TIME] = tuple(pair.event_time for pair in pairs)
     texts = 0 if case.fields.text is None else len(pairs)
     deadline = gateway.aside.deadline(texts, case.serving.deadline_seconds)
     try:
-        scores = await gateway.aside.score_rows(case.fields, pairs[0].other, columns, deadline)
+        scores = await gateway.aside.score_rows(case.fields, other, columns, deadline)
     except Crowded:  # it works, and answers requests
         return [Found("dropped")] * len(pairs)
     except (Refusal, DataError):
@@ -167,7 +183,7 @@ async def ask(gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> list[Found
 
 def _count(traffic: Traffic, pairs: Sequence[Pair], outcome: Outcome) -> None:
     for pair in pairs:
-        traffic.count(pair.received, "shadow", pair.other.number, outcome, 1)
+        traffic.count(pair.received, "shadow", pair.asked, outcome, 1)
 
 
 def _write(case: Case, pairs: Sequence[Pair], found: Sequence[Found], took: float) -> int:
@@ -187,7 +203,7 @@ def _write(case: Case, pairs: Sequence[Pair], found: Sequence[Found], took: floa
     if asked:
         scores = [max(one.scores) for _, one in asked if one.scores is not None]
         first = asked[0][0]
-        case.traffic.answered(first.received, "shadow", first.other.number, took, scores)
+        case.traffic.answered(first.received, "shadow", first.asked, took, scores)
     return len(asked)
 
 

@@ -189,13 +189,14 @@ def _mirror(
     logged: Sequence[Scored],
     received: datetime,
 ) -> None:
+    assert route.release is not None
+    assert rollout.number is not None
     other = rollout.challenger if arm == "champion" else route.champion
-    if other is None or route.release is None or rollout.number is None:
-        return
     champion, challenger = route.release.champion, rollout.number
     room = case.shadow.room
     if len(logged) > room:
-        case.traffic.count(received, "shadow", other.number, "dropped", len(logged) - room)
+        asked = challenger if arm == "champion" else champion
+        case.traffic.count(received, "shadow", asked, "dropped", len(logged) - room)
     pairs = [
         Pair(
             other,

@@ -103,6 +103,17 @@ def test_what_stood_in_is_no_pair(world):
     until(lambda: counts(settings, "shadow") == {("shadow", 2, "error"): len(own)})
 
 
+def test_a_challenger_that_is_not_served_here_fails_in_shadow(world):
+    """Its rows are pairs without its score: nobody waits in vain for a shadow that cannot be."""
+    http, settings, triton = world
+    follow(http, settings, 2, 0, stage="shadow", fields_hash="0" * 64)
+    ask(http)
+    until(lambda: len(lines(settings, "shadow")) == len(ROWS))
+    assert {line["challenger_score"] for line in lines(settings, "shadow")} == {None}
+    until(lambda: counts(settings, "shadow") == {("shadow", 2, "error"): len(ROWS)})
+    assert triton.rows == len(ROWS)
+
+
 def test_nobody_waits_for_a_shadow_that_hangs_and_the_queue_is_bounded(tmp_path):
     """While the other version answers nothing, replies come as ever; what has no room is dropped and counted.
 
