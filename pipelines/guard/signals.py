@@ -109,13 +109,13 @@ def _twice(
     beside = (seen.m == 0) | (tail(seen.hits, all_hits, np.minimum(share, 1 - 1e-12)) <= BAD)
 
     def told(first: int) -> str:
-        own = f"{_share(seen.hits[first:], seen.n[first:])} {words}"
-        if not seen.m[first:].any():
-            return own
-        at = seen.concurrent[first:]
-        if not at.any():
-            return f"{own}, of the champion's before {_share(seen.champion_hits[-1:], seen.m[-1:])}"
-        return f"{own}, of the champion's {_share(seen.champion_hits[first:][at], seen.m[first:][at])}"
+        rows, at = seen.size[first:], seen.concurrent[first:]
+        own = f"{_share(seen.hits[first:] * rows, seen.n[first:] * rows)} {words}"
+        hits, asked = seen.champion_hits[first:] * rows, seen.m[first:] * rows
+        if at.any():
+            return f"{own}, of the champion's {_share(hits[at], asked[at])}"
+        # Without a concurrent champion each window has the sum of all before.
+        return f"{own}, of the champion's before {_share(hits[-1:], asked[-1:])}" if asked.any() else own
 
     by_row = counts(np.where(seen.concurrent, seen.hits, 0), np.where(seen.concurrent, all_hits, 0), share)
     alone = counts(seen.hits, seen.n, limit)

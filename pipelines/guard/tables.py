@@ -37,11 +37,14 @@ class Counted:
     concurrent: NDArray[np.bool_]
     mirrored: NDArray[np.bool_]
     past: Floats
+    size: Floats
+    """Rows that count as one."""
 
     def per(self, size: Floats) -> Counted:
         """The same as counts of requests of ``size`` rows ``[T]``, as the rows of one are answered or fail together."""
         return replace(
             self,
+            size=size,
             hits=self.hits / size,
             n=self.n / size,
             champion_hits=self.champion_hits / size,
@@ -156,6 +159,7 @@ class Table:
             m=np.where(concurrent, m, rows),
             concurrent=concurrent,
             mirrored=np.zeros(len(n), np.bool_),
+            size=np.ones(len(n)),
             past=past / np.maximum(rows, 1),
         )
 

@@ -125,7 +125,9 @@ def test_rows_of_one_request_count_once() -> None:
         )
         for place in range(10)
     ]
-    assert decide(windows, LIMITS).verdict != "fail"
+    once = decide(windows, LIMITS)
+    assert once.verdict == "hold"
+    assert once.signals[0].told == "2.0% of 5,000 rows failed, of the champion's 1.1% of 95,000"
     alone = [
         one.model_copy(update={"challenger": side(500, 100 if place == 3 else 0)}) for place, one in enumerate(windows)
     ]
