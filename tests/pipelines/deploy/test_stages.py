@@ -99,33 +99,47 @@ class Rollouts(RuleBasedStateMachine):
         if not stages.underway(self.head) or declared.meanwhile == "replace":
             assert self._append(stages.open_, candidate(self.version), declared, self._said())
 
-    @rule()
-    def advance(self) -> None:
+    @precondition(lambda self: self.head.challenger is not None)
+    @rule(times=st.integers(1, 4))
+    def advance(self, times: int) -> None:
         """The clock, or a person, goes on."""
-        on_trial = self.head.challenger is not None
-        assert self._append(stages.advance, self._said()) == on_trial
+        for _ in range(times):
+            if self.head.challenger is not None:
+                assert self._append(stages.advance, self._said())
+                self.one_champion()
 
+    @precondition(lambda self: stages.underway(self.head))
     @rule()
-    def hold(self) -> None:
-        """A person holds it."""
-        self._append(stages.hold, self._said())
+    def hold_or_resume(self) -> None:
+        """A person holds it, or lets it go on."""
+        assert self._append(stages.resume if self.head.trial.held else stages.hold, self._said())
 
-    @rule()
-    def resume(self) -> None:
-        """A person lets it go on."""
-        self._append(stages.resume, self._said())
-
+    @precondition(lambda self: self.head.challenger is not None)
     @rule()
     def abort(self) -> None:
         """The guard or a person ends it."""
         champion = self.head.champion
-        if self._append(stages.abort, self._said()):
-            assert (self.head.champion, self.head.stage, self.head.contender) == (champion, "full", None)
+        assert self._append(stages.abort, self._said())
+        assert (self.head.champion, self.head.stage, self.head.contender) == (champion, "full", None)
 
+    @precondition(lambda self: self.head.stage == "soak")
     @rule()
     def settle(self) -> None:
         """A soak is over."""
-        self._append(stages.settle, self._said())
+        assert self._append(stages.settle, self._said())
+
+    @rule()
+    def impossible(self) -> None:
+        """What cannot be in this stage is refused, and changes nothing."""
+        refused = []
+        if self.head.challenger is None:
+            refused += [stages.advance, stages.abort]
+        if self.head.stage != "soak":
+            refused.append(stages.settle)
+        if not stages.underway(self.head):
+            refused += [stages.hold, stages.resume]
+        for make in refused:
+            assert not self._append(make, self._said())
 
     @precondition(lambda self: self.head.stage == "soak")
     @rule()
@@ -136,6 +150,7 @@ class Rollouts(RuleBasedStateMachine):
         assert self._append(stages.take_back, below, self._said())
         assert self.head.champion == below.champion
 
+    @precondition(lambda self: self.head.seq > 1)
     @rule()
     def roll_back(self) -> None:
         """From wherever a rollout is, the release below the champion can serve again by one row."""
@@ -204,9 +219,9 @@ def play(url: str, examples: int) -> None:
 
 def test_whatever_happens_to_rollouts(tmp_path: Path):
     """Never two champions, a way back from everywhere, weights that rise, keys that keep their arm, no way back in."""
-    play(f"sqlite:///{tmp_path / 'ledger.db'}", 20)
+    play(f"sqlite:///{tmp_path / 'ledger.db'}", 50)
 
 
 def test_whatever_happens_to_rollouts_on_postgresql(schema):
     """The same on the full stack's database."""
-    play(schema, 4)
+    play(schema, 8)
