@@ -121,14 +121,14 @@ def test_a_verdict_makes_another_page(copied):
 
 def test_a_history_played_twice_makes_the_same_key(copied, monkeypatch):
     """Who released, when, and in which run of MLflow is no part of the key; why the version serves is."""
-    key, kept = told(copied, after(LAST)).key, ledger.releases(copied.ledger, "loans")
+    key, kept = told(copied, after(LAST)).key, ledger.chain(copied.ledger, "loans")
     for changes, same in (
         ({"actor": "somebody else", "mlflow_run": "another", "recorded_at": after(LAST)}, True),
         ({"reason": "another"}, False),
     ):
         monkeypatch.setattr(
             ledger,
-            "releases",
+            "chain",
             lambda _url, _case, changes=changes: [release.model_copy(update=changes) for release in kept],
         )
         assert (report.run(QUIET, copied, copied.run_dir("loans", after(LAST)), after(LAST)).key == key) is same

@@ -412,12 +412,17 @@ def test_what_people_see_of_a_rollout(settings):
 
     assert seen() == {
         **{f"rollout_stage/{stage}": stage == "canary" for stage in ("shadow", "canary", "soak", "full")},
+        **{
+            f"rollout_moves/{move}": move == "open" for move in ("open", "advance", "hold", "resume", "abort", "settle")
+        },
         "rollout_version": 2,
         "rollout_weight": 0.05,
+        "rollout_e_value": 0.0,
     }
     assert aliases._wanted(settings, None, CASE) == {"champion": 1, "previous": None, "challenger": 2}
     ticked(settings, 6, "fail")
     assert (seen()["rollout_stage/full"], seen()["rollout_version"], seen()["rollout_weight"]) == (True, 0, 0.0)
+    assert seen()["rollout_moves/abort"] == 1
     console = Console(file=io.StringIO(), width=200)
     console.print(history.table(CASE, history.releases(settings, CASE), history.verdicts(settings, CASE)))
     lines = console.file.getvalue().splitlines()[2:]
