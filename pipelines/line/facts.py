@@ -211,18 +211,13 @@ class DriftFacts(Facts):
 
 
 class AlertFacts(Facts):
-    """How many alerts are open, by severity, and how many notices were sent or could not be.
-
-    ``rescored`` logged rows of the window were scored again, and of ``differ`` of them the score did not come out.
-    """
+    """How many alerts are open, by severity, and how many notices were sent or could not be."""
 
     info: int
     warning: int
     critical: int
     notices: int
     undelivered: int
-    rescored: int = 0
-    differ: int = 0
 
 
 class ReportFacts(Facts):

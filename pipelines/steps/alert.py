@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipelines.line.order import DRIFT, REPORT
 from pipelines.line.step import Read, Run, Work
 from pipelines.rescoring import daily
 
+log = logging.getLogger(__name__)
+
 
 def work(run: Run, _read: Read) -> Work:
     """Write ``alerts.json`` (the alerts after this run, and its notices).
@@ -27,7 +30,9 @@ def work(run: Run, _read: Read) -> Work:
     """
     params, settings, case = run.params, run.settings, run.case
     report = read_report(run.dir / DRIFT.name)
+    # What it found is no part of the folder but for its alert: a run that has decided leaves the same again.
     skew = daily.check(params, settings, report.window)
+    log.info("%s: %d logged rows were scored again, %d scores did not come out", case, skew.rows, skew.differ)
 
     def missing_page(earlier: datetime) -> str | None:
         return _missing_page(settings.run_dir(case, earlier))
@@ -42,9 +47,7 @@ def work(run: Run, _read: Read) -> Work:
     def build(folder: Path, _key: str) -> AlertFacts:
         (folder / "alerts.json").write_text(storage.canonical_json({"alerts": alerts, "notices": fresh}))
         by_severity = {severity: counts[severity] for severity in get_args(Severity)}
-        return AlertFacts(
-            **by_severity, notices=len(fresh), undelivered=sum(left.values()), rescored=skew.rows, differ=skew.differ
-        )
+        return AlertFacts(**by_severity, notices=len(fresh), undelivered=sum(left.values()))
 
     return Work(build, {"alerts": alerts, "notices": fresh, "undelivered": left})
 

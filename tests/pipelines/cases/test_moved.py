@@ -16,6 +16,7 @@ from pipelines import case_files, storage
 from pipelines.cases import load_fields, sources
 from pipelines.cases.bank.source import PARQUET
 from pipelines.cases.code import code_sha256
+from pipelines.deploy.scheduler import KINDS
 from pipelines.params_file import load_params
 
 ROOT = Path(__file__).parents[3]
@@ -109,7 +110,7 @@ def test_every_case_outside_has_its_dags(places, tmp_path):
     airflow = {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     found = places(BAG, places.inside.parents[1] / "dags", **airflow)
     assert found["errors"] == {}
-    assert found["dags"] == sorted(f"{case}_{kind}" for case in CASES for kind in ("training", "drift", "rollback"))
+    assert found["dags"] == sorted(f"{case}_{kind}" for case in CASES for kind in KINDS)
 
 
 LINE = """

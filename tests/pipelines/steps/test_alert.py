@@ -110,7 +110,7 @@ def test_running_again_says_nothing_again(settings):
         assert (
             told(hooked(settings, url), NOW)
             == first
-            == {"critical": 0, "warning": 1, "info": 0, "notices": 1, "undelivered": 0, "rescored": 0, "differ": 0}
+            == {"critical": 0, "warning": 1, "info": 0, "notices": 1, "undelivered": 0}
         )
     assert len(bodies) == 1
     assert ledger.alert_runs(settings.ledger, "loans") == rows
