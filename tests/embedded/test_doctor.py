@@ -201,6 +201,7 @@ def test_cases_that_are_broken_retired_or_gone(settings, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sources_are_reached_in_a_bounded_time_and_leave_nothing(tmp_path, monkeypatch):
     """A source that answers, one that raises, one that hangs, and one that keeps what it fetches."""
     monkeypatch.setattr(doctor, "SECONDS", 30.0)

@@ -62,14 +62,14 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def home(tmp_path_factory, small):
-    """The state of a fast demo of eight ticks at most whose stack still runs; `make down` must leave nothing of it.
+    """The state of a fast demo of six ticks at most whose stack still runs; `make down` must leave nothing of it.
 
     What tests run by hand reads the demo's parameters, as the stack does.
     """
     state = tmp_path_factory.mktemp("demo") / "state"
     try:
         done = _make(
-            "demo", f"CASE={CASE}", "FAST=1", "TICKS=8", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small)
+            "demo", f"CASE={CASE}", "FAST=1", "TICKS=6", "KEEP=1", f"STATE={state}", PERENNIAL_PARAMS_DIR=str(small)
         )
         assert done.returncode == 0, (
             f"make demo ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

@@ -108,7 +108,7 @@ OFTEN = [(shape, "parquet") for shape in SHAPES if shape not in {*BIG, "flags", 
 @pytest.mark.parametrize(
     ("shape", "ending"),
     [
-        pytest.param(shape, ending, marks=[pytest.mark.long] if (shape, ending) in OFTEN else [])
+        pytest.param(shape, ending, marks=[pytest.mark.long] if shape in BIG or (shape, ending) in OFTEN else [])
         for shape in SHAPES
         for ending in ("csv", "parquet")
         if BIG.get(shape, ending) == ending

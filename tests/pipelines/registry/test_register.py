@@ -254,7 +254,10 @@ def _dying(settings, run_dir, as_of, point):
     _register(settings, run_dir, as_of)
 
 
-@pytest.mark.parametrize("point", [*register_step.FAILPOINTS, "manifest", "published"])
+FIRST, *OTHERS = [*register_step.FAILPOINTS, "manifest", "published"]
+
+
+@pytest.mark.parametrize("point", [FIRST, *(pytest.param(point, marks=pytest.mark.long) for point in OTHERS)])
 def test_killed_and_run_again(settings, client, point):
     """A register step that is killed between its effects is completed by the next.
 

@@ -165,6 +165,7 @@ def test_labels_that_have_not_arrived_change_nothing(undisturbed, home, tmp_path
     assert found[decided]["training"] is not None
 
 
+@pytest.mark.long
 def test_a_killed_replay_goes_on_where_it_was(undisturbed, home, tmp_path):
     """Killed with -9 between a drift run and its record, it is run again and ends in the same result.
 
