@@ -22,7 +22,7 @@ BUDGET = {
     "report": 10,
     "stop": 15,
 }
-"""Seconds that each phase may take on an idle two-core machine; together the five minutes of the demo."""
+"""Seconds that each phase may take on an idle two-core machine; together the six minutes of the demo."""
 TEXTS = BUDGET | {"first champion": 150, "traffic": 130, "drift": 90, "training": 360, "score": 60}
 """The same where a transformer is trained and serves: a quarter of an hour."""
 
