@@ -144,18 +144,23 @@ def _labelled(settings: Settings, case: str, since: datetime, rows: pl.DataFrame
 def _lines(
     settings: Settings, case: str, kind: Kind, since: datetime, decode: Callable[[bytes], T], time: Callable[[T], str]
 ) -> Iterator[tuple[datetime, T]]:
-    """The lines of segments that were written to after ``since``, each with its time; open segments are closed first.
+    """The lines of segments that were written to after ``since``, each with its time.
 
     Lines that cannot be read are left out, and said. Raises IntegrityError for a segment that is not what was sealed.
     """
+    for path in closed_since(settings, case, kind, since):
+        yield from _of_segment(path, case, decode, time)
+
+
+def closed_since(settings: Settings, case: str, kind: Kind, since: datetime) -> Iterator[Path]:
+    """The segments of a kind that were written to after ``since``; open ones are closed first."""
     folder = settings.prediction_log / case / kind
     still = segments.close([folder], settings.log_request(case), settings.log_close_seconds)
     if still:
         log.warning("%s: %d open segment(s) of %s were not closed in time", case, len(still), kind)
     for path in sorted(folder.glob(f"[!.]*{segments.CLOSED}")):
-        if path.stat().st_mtime < (since - SKEW).timestamp():
-            continue
-        yield from _of_segment(path, case, decode, time)
+        if path.stat().st_mtime >= (since - SKEW).timestamp():
+            yield path
 
 
 def _of_segment(

@@ -21,6 +21,7 @@ import polars as pl
 
 from pipelines import segments
 from pipelines.contracts import FigureLine, LabelLine
+from pipelines.data.traffic import closed_since
 from pipelines.params import LABEL
 from pipelines.segments import Kind
 from pipelines.settings import Settings
@@ -30,8 +31,6 @@ LEAST = 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLING = timedelta(minutes=1)
 """So long after the weight has moved nobody becomes a unit: gateways follow the ledger within seconds."""
-SKEW = timedelta(minutes=1)
-"""How far a file's time may lie before those in its lines."""
 Fold = Literal["sum", "any", "mean"]
 """What a unit's value is of several: the sum of its figures, whether any of its labels is 1, or their mean."""
 _MOMENT = pl.Datetime("us", "UTC")
@@ -214,14 +213,8 @@ def _timed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 def _lines(
     settings: Settings, case: str, kind: Kind, since: datetime, decoder: msgspec.json.Decoder[Any]
 ) -> Iterator[list[Any]]:
-    """The lines of each segment that was written to after ``since``; open segments are closed first."""
-    folder = settings.prediction_log / case / kind
-    still = segments.close([folder], settings.log_request(case), settings.log_close_seconds)
-    if still:
-        log.warning("%s: %d open segment(s) of %s were not closed in time", case, len(still), kind)
-    for path in sorted(folder.glob(f"[!.]*{segments.CLOSED}")):
-        if path.stat().st_mtime < (since - SKEW).timestamp():
-            continue
+    """The lines of each segment that was written to after ``since``."""
+    for path in closed_since(settings, case, kind, since):
         data, _ = segments.read(path)
         try:
             yield decoder.decode_lines(data)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Literal
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -70,14 +72,8 @@ async def post_labels(request: Request, case: str) -> Response:
 
 async def labelled(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`post_labels`."""
-    caller = await admitted(gateway, scope)
-    with gateway.using(name) as case, gateway.door.place(name, caller) as place:
-        body = await place.read(scope, receive)
-        lines, count = await gateway.apart(len(body), _label_lines, case, body, datetime.now(UTC))
-        await place.rows(count)
-        case.labels_log.append(lines)
-        gateway.metrics.log_lines.labels(name, "labels").inc(count)
-        gateway.metrics.labels.labels(name).inc(count)
+    count = await _logged(gateway, name, scope, receive, "labels", _label_lines)
+    gateway.metrics.labels.labels(name).inc(count)
     return _encoder.encode({"accepted": count})
 
 
@@ -92,15 +88,28 @@ async def post_figures(request: Request, case: str) -> Response:
 
 async def figured(gateway: Gateway, name: str, scope: Scope, receive: Receive) -> bytes:
     """The answer of :func:`post_figures`."""
+    count = await _logged(gateway, name, scope, receive, "figures", _figure_lines)
+    gateway.metrics.figures.labels(name).inc(count)
+    return _encoder.encode({"accepted": count})
+
+
+async def _logged(
+    gateway: Gateway,
+    name: str,
+    scope: Scope,
+    receive: Receive,
+    kind: Literal["labels", "figures"],
+    lines_of: Callable[[Case, bytes, datetime], tuple[bytes, int]],
+) -> int:
+    """Log what a body says of earlier predictions; how much that is."""
     caller = await admitted(gateway, scope)
     with gateway.using(name) as case, gateway.door.place(name, caller) as place:
         body = await place.read(scope, receive)
-        lines, count = await gateway.apart(len(body), _figure_lines, case, body, datetime.now(UTC))
+        lines, count = await gateway.apart(len(body), lines_of, case, body, datetime.now(UTC))
         await place.rows(count)
-        case.figures_log.append(lines)
-        gateway.metrics.log_lines.labels(name, "figures").inc(count)
-        gateway.metrics.figures.labels(name).inc(count)
-    return _encoder.encode({"accepted": count})
+        (case.labels_log if kind == "labels" else case.figures_log).append(lines)
+        gateway.metrics.log_lines.labels(name, kind).inc(count)
+    return count
 
 
 @router.get("/healthz")
