@@ -124,7 +124,8 @@ def _rollout(before: Release | None, release: Release, verdicts: Mapping[str, An
             return f"is a row of a rollout ({release.action}) and lets another version serve"
         if release.action == "open":
             cited = verdicts.get((release.trial.verdict_hash if release.trial else None) or "")
-            if cited is None or cited.get("decision") != "promote":
+            by_hand = release.trial is not None and release.trial.by_hand
+            if cited is None or (cited.get("decision") != "promote" and not by_hand):
                 return f"lets version {release.challenger} on trial without a verdict that promotes it"
         elif release.challenger is not None:
             kept = (before.challenger, before.salt)

@@ -254,8 +254,9 @@ class Trial(Value):
     ``candidate_key``, ``bundle``, ``mlflow_run``, ``verdict_hash``, ``trigger`` and ``as_of`` are the challenger's, as
     in :class:`Release`. ``plan`` are the parameters of the rollout (params.RolloutParams) when it was ``opened``; who
     changes them changes the next one. ``step`` is the position in the plan's steps, -1 in shadow; ``since``: when it
-    began, or a bandit's weight within it, by the wall clock as ``opened``. ``held`` says why a person holds it.
-    ``evidence`` is what guard and experiment said for this row, ``evidence_hash`` the sha256 of all they looked at.
+    began, or a bandit's weight within it, by the wall clock as ``opened``. ``held`` says why a person holds it,
+    ``by_hand`` that a person started it, who may go against the verdict. ``evidence`` is what guard and experiment said
+    for this row, ``evidence_hash`` the sha256 of all they looked at.
     """
 
     candidate_key: str
@@ -269,6 +270,7 @@ class Trial(Value):
     opened: Instant
     since: Instant
     held: str = ""
+    by_hand: bool = False
     evidence: dict[str, Any] = {}
     evidence_hash: str = ""
 

@@ -164,7 +164,7 @@ def _run(settings: Settings, as_of: datetime, decision: Any, version: int, *, tr
         ledger.append(settings.ledger, stages.abort(opened, said))
         commit("rollout", ("export", "gate"), {"outcome": "opened", "version": version, "seq": opened.seq})
         return
-    own = candidate.model_dump(exclude={"version"})
+    own = candidate.model_dump(exclude={"version", "by_hand"})
     after = head.seq if head else 0
     order = Order(case=CASE, after=after, champion=version, action="promote", actor="ada", **own)
     release = ledger.append(settings.ledger, order)

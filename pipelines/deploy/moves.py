@@ -91,13 +91,15 @@ def by_hand(
     if stages.underway(head):
         raise ConflictError(f"{case}: nothing was changed: {stages.told(head)}: wait for its end, or end it first")
     target = known.promoted(settings, case, version, switch.told(head), despite_verdict=despite_verdict)
-    candidate = Candidate(version=target.pop("champion"), trigger="manual", as_of=head.as_of, reason=reason, **target)
+    candidate = Candidate(
+        version=target.pop("champion"), trigger="manual", as_of=head.as_of, reason=reason, by_hand=True, **target
+    )
     return opening(params, head, candidate, actor=settings.who)
 
 
 def _offered(order: Order) -> tuple[int, str, str] | None:
     """Version, bundle and key of what answers more by this row than before; None: nothing does."""
-    if order.action in {"promote", "rollback"}:
+    if order.action in {"promote", "release", "rollback"}:
         return order.champion, order.bundle, order.candidate_key
     if order.action in {"open", "advance"} and order.challenger is not None and order.trial is not None:
         return order.challenger, order.trial.bundle, order.trial.candidate_key

@@ -39,6 +39,7 @@ class Candidate(Value):
     trigger: Trigger
     as_of: Instant
     reason: str = ""
+    by_hand: bool = False
 
 
 class Said(Value):
@@ -78,7 +79,9 @@ def open_(head: Release, candidate: Candidate, plan: RolloutParams, said: Said) 
     if candidate.version == head.champion:
         raise ConflictError(f"{head.case}: version {candidate.version} serves already: there is nothing to roll out")
     step = 0 if plan.shadow is None else SHADOW
-    own = candidate.model_dump(include={"candidate_key", "bundle", "mlflow_run", "verdict_hash", "trigger", "as_of"})
+    own = candidate.model_dump(
+        include={"candidate_key", "bundle", "mlflow_run", "verdict_hash", "trigger", "as_of", "by_hand"}
+    )
     trial = Trial(
         **own,
         plan=plan.model_dump(mode="json"),
@@ -263,7 +266,8 @@ def _still(head: Release, action: Literal["hold", "resume"], trial: Trial, said:
 def _promotion(head: Release, version: int, trial: Trial, salt: str, said: Said) -> Order:
     stage: Stage = "soak" if plan_of(trial).soak_minutes else "full"
     own = trial.model_dump(include={"candidate_key", "bundle", "mlflow_run", "verdict_hash"})
-    return _row(head.model_copy(update={"champion": version, **own}), "promote", trial, said, stage=stage, salt=salt)
+    action: Action = "release" if trial.by_hand else "promote"
+    return _row(head.model_copy(update={"champion": version, **own}), action, trial, said, stage=stage, salt=salt)
 
 
 def _row(head: Release, action: Action, trial: Trial, said: Said, **more: Any) -> Order:

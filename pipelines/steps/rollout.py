@@ -62,7 +62,7 @@ def _release(run: Run, candidate: Candidate, champion: int | None) -> tuple[Outc
         return _open(run, head, candidate)
 
     def append() -> Release:
-        own = candidate.model_dump(exclude={"version"})
+        own = candidate.model_dump(exclude={"version", "by_hand"})
         order = Order(
             case=run.case, after=head.seq if head else 0, champion=version, action="promote", actor=settings.who, **own
         )

@@ -246,7 +246,7 @@ class Routing:
         doubt = ""
         try:
             # Who releases by hand may do so despite a verdict, which is in the ledger all the same.
-            self._check_verdict(case, contender, promotes=own.trigger != "manual")
+            self._check_verdict(case, contender, promotes=not own.by_hand)
             return replace(found, challenger=self._challenger(fields, contender, known)), ""
         except IntegrityError as error:
             found, doubt = replace(found, refused=str(error)), str(error)

@@ -263,7 +263,7 @@ def test_one_version_arrives_in_stages_and_a_slow_one_is_taken_back(summary, set
         arrived, late = released(replay, rows)
     os.umask(own)
     moves = [(row["action"], row["stage"]) for row in arrived["rows"]]
-    assert moves == [("open", "shadow"), ("advance", "canary"), ("promote", "full")]
+    assert moves == [("open", "shadow"), ("advance", "canary"), ("release", "full")]
     assert (arrived["serves"], late["serves"], late["rows"][-1]["actor"]) == (True, False, "guard")
     assert "requests took" in late["reason"]
     wait_for_closed_segments(settings.prediction_log, case)

@@ -98,7 +98,14 @@ class Picture:
     limit_told: str = ""
 
 
-COLOURS = {"abort": "#b3261e", "rollback": "#b3261e", "promote": "#1a7f46", "settle": "#1a7f46", "hold": "#9a6200"}
+COLOURS = {
+    "abort": "#b3261e",
+    "rollback": "#b3261e",
+    "promote": "#1a7f46",
+    "release": "#1a7f46",
+    "settle": "#1a7f46",
+    "hold": "#9a6200",
+}
 
 
 def weights(view: View) -> Picture:
@@ -182,7 +189,7 @@ def estimates(view: View, compared: Compared) -> Picture | None:
 def _label(one: Event) -> str:
     if one.stage == "shadow":
         return "shadow"
-    return share(one.share) if one.action in {"open", "advance", "promote"} else one.action
+    return share(one.share) if one.action in {"open", "advance", "promote", "release"} else one.action
 
 
 def _ends(one: Estimate) -> str:

@@ -19,7 +19,7 @@ def headline(view: View) -> str:
         return f"{name} was taken back by {BY.get(last.who, last.who)} after {length(view.until - view.opened)}"
     if last.stage == "soak":
         return f"{name} answers everybody, and is watched"
-    if last.action in {"promote", "settle"}:
+    if last.action in {"promote", "release", "settle"}:
         return f"{name} serves"
     if view.over is not None:
         return f"The rollout of version {view.challenger} is over: another one took its place"

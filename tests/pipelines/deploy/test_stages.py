@@ -59,7 +59,7 @@ def said(minute: int = 0, actor: str = "ada", reason: str = "because") -> Said:
 
 def first(url: str, case: str) -> Release:
     """A first champion, version 1."""
-    own = candidate(1).model_dump(exclude={"version", "reason"})
+    own = candidate(1).model_dump(exclude={"version", "reason", "by_hand"})
     return ledger.append(url, Order(case=case, after=0, champion=1, action="promote", reason="r", actor="a", **own))
 
 

@@ -303,7 +303,7 @@ def test_a_challenger_without_its_verdict_serves_nobody(world):
         assert {row["version"] for row in ask(http)} == {1}
     with client(settings, **FAST) as fresh:
         assert {row["version"] for row in ask(fresh)} == {1}
-    follow(http, settings, 2, 5_000, verdict_hash=value, trigger="manual")
+    follow(http, settings, 2, 5_000, verdict_hash=value, by_hand=True)
     until(lambda: counted(http, "ledger_damaged") == 0, 5)
     assert {row["version"] for row in ask(http)} == {1, 2}
 

@@ -173,7 +173,7 @@ def roll_out(
     action: str = "advance",
     fields_hash: str | None = None,
     verdict_hash: str | None = None,
-    trigger: str = "drift",
+    by_hand: bool = False,
     fill: Callable[[Path], object] | None = None,
     **plan: object,
 ) -> None:
@@ -191,7 +191,8 @@ def roll_out(
         bundle=str(folder.relative_to(settings.root)),
         mlflow_run=None,
         verdict_hash=verdict_hash,
-        trigger=trigger,
+        trigger="drift",
+        by_hand=by_hand,
         as_of=head.as_of,
         plan={"key": None, "mirror": False, **plan},
         step=0,
