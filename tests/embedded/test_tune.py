@@ -206,8 +206,9 @@ def test_it_measures_the_champion_on_a_triton_of_its_own(champion, monkeypatch, 
     assert tune.main(["--case", CASE, "--seconds", "0.3", "--rounds", "2", "--write"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"1 instance, no batching +1\.00 +1\.00 +1\.00 +1\.00", said), said
-    # At one client the window is waited for: 5 ms and more on top of the rest.
-    assert re.search(r"1 instance, 5 ms .*(slower|for one client)", said), said
+    # One client waits out the window for every request: never 200 a second, however fast or busy the machine is.
+    alone = [int(rate) for rate in re.findall(r"round \d, 1 instance, 5 ms: ([\d,]+)/s at 1,", said)]
+    assert len(alone) == 2 and max(alone) < 200, said
     serving = load_params(CASE).serving
     assert (serving.device, serving.instances, serving.batching) == ("cpu", 1, None)
     assert serving.slo.p99_ms >= serving.slo.p95_ms > 10
