@@ -129,9 +129,18 @@ def _rollout(before: Release | None, release: Release, verdicts: Mapping[str, An
                 return f"lets version {release.challenger} on trial without a verdict that promotes it"
         elif release.challenger is not None:
             kept = (before.challenger, before.salt)
-            if (release.challenger, release.salt) != kept or release.weight < before.weight:
+            lowered = release.weight < before.weight and not _by_bandit(before, release)
+            if (release.challenger, release.salt) != kept or lowered:
                 return "moves a rollout to another version, other keys or a lower share than the row before it"
     return None
+
+
+def _by_bandit(before: Release, release: Release) -> bool:
+    """Whether the bandit of an experiment moved the weight, in the step that it has for itself."""
+    if before.trial is None or release.trial is None:
+        return False
+    experiment = release.trial.plan.get("experiment") or {}
+    return bool(experiment.get("bandit")) and before.trial.step == release.trial.step == 0
 
 
 def _drift(case: str, rows: Mapping[str, Iterable[Rows]]) -> Iterator[Finding]:

@@ -32,8 +32,10 @@ from sqlalchemy.exc import DataError as SqlDataError
 
 from pipelines.errors import ConfigError, DatabaseDamaged, DataError, Unavailable
 from pipelines.faults import of_disk
+from pipelines.sqlite import write_ahead
 
 SETTING = "PERENNIAL_LEDGER_URL"
+LOCK_SECONDS = 30
 _MAKING = 5_117_402
 """The advisory lock of whoever makes the tables: CREATE TABLE IF NOT EXISTS can still fail when two do it at once."""
 _REFUSED = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "permission denied")
@@ -146,7 +148,7 @@ def _connect(url: str) -> Engine:
 def _sqlite(url: str, path: str | None) -> Engine:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": 30})
+    engine = create_engine(url, connect_args={"timeout": LOCK_SECONDS})
     opened = False
 
     @event.listens_for(engine, "do_connect")
@@ -159,7 +161,7 @@ def _sqlite(url: str, path: str | None) -> Engine:
     def _durable(connection: Any, record: Any) -> None:
         nonlocal opened
         # WAL lets gateways read while a rollout writes; FULL makes a committed release survive a power cut.
-        connection.execute("PRAGMA journal_mode=WAL")
+        write_ahead(connection, LOCK_SECONDS)
         connection.execute("PRAGMA synchronous=FULL")
         # Bytes that are no text belong to a damaged row, which its reader names; the driver would only say that it
         # cannot read.

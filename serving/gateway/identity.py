@@ -26,6 +26,7 @@ from pipelines.errors import IntegrityError, NoRoom, PerennialError, Unavailable
 from pipelines.faults import of_disk
 from pipelines.segments import CLOSED, OPEN
 from pipelines.segments import read as read_closed
+from pipelines.sqlite import write_ahead
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 
@@ -291,7 +292,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _prepared(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=REBUILD_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        write_ahead(connection, REBUILD_SECONDS)
         connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(_TABLES)
     except sqlite3.Error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import ledger, storage
+from pipelines.audit import audit
 from pipelines.cases import load_fields
 from pipelines.deploy import rollout, stages
 from pipelines.errors import ConflictError
@@ -182,6 +183,7 @@ def test_a_bandit_moves_the_weight_within_bounds_once_a_day(settings):
     served(settings, day, 0.70, 0.30, units=200, split=0.8)
     assert ticked(settings, declared, day + 25 * HOUR).action == "advance"
     assert [row[-1] for row in rows(settings)[1:]] == [5000, 8000, 3000]
+    assert "a lower share" not in str(audit(settings, CASE)["findings"])
     chain = stages.of_trial(ledger.chain(settings.ledger, CASE), head.trial)
     now = day + 26 * HOUR
     found = experiment.compare(settings, load_fields(CASE), chain, stages.plan_of(head.trial), now)

@@ -11,14 +11,18 @@ import pytest
 
 from pipelines import ledger
 from pipelines.arms import LATENCY_MS, challenged
+from pipelines.audit import audit
+from pipelines.deploy import stages
 from pipelines.encoding import encode
 from pipelines.errors import Crowded
+from pipelines.params import RolloutParams
 from serving.gateway import routing, scoring, trial
 from serving.gateway.joining import Lane, Late
 from tests.serving.gateway.world import (
     FIELDS,
     PREDICT,
     Scores,
+    bundle,
     client,
     counted,
     end,
@@ -306,6 +310,37 @@ def test_a_challenger_without_its_verdict_serves_nobody(world):
     follow(http, settings, 2, 5_000, verdict_hash=value, by_hand=True)
     until(lambda: counted(http, "ledger_damaged") == 0, 5)
     assert {row["version"] for row in ask(http)} == {1, 2}
+
+
+def test_a_version_that_a_person_rolls_out_against_its_verdict_arrives(world):
+    """Its last row releases it by hand: this gateway, one that starts then and the audit go by it."""
+    http, settings, _ = world
+    case, now = "loans", datetime(2024, 1, 9, tzinfo=UTC)
+    known = {"case": case, "as_of": now, "trigger": "drift"}
+    value = ledger.record_verdict(settings.ledger, **known, gate_key="g", verdict={"decision": "reject"})
+    folder = bundle(settings, 2)
+    candidate = stages.Candidate(
+        version=2,
+        candidate_key="key-2",
+        bundle=str(folder.relative_to(settings.root)),
+        mlflow_run=None,
+        verdict_hash=value,
+        trigger="manual",
+        as_of=now,
+        by_hand=True,
+    )
+    said = stages.Said(actor="ada", reason="we know better", now=now, as_of=now)
+    head = ledger.head(settings.ledger, case)
+    ledger.append(settings.ledger, stages.open_(head, candidate, RolloutParams(steps=(0.5, 1.0)), said))
+    until(lambda: {row["version"] for row in ask(http)} == {1, 2}, 5)
+    head = ledger.head(settings.ledger, case)
+    ledger.append(settings.ledger, stages.advance(head, said))
+    until(lambda: {row["version"] for row in ask(http)} == {2}, 5)
+    assert counted(http, "ledger_damaged") == 0
+    with client(settings, **FAST) as fresh:
+        assert {row["version"] for row in ask(fresh)} == {2}
+    assert [row.action for row in ledger.chain(settings.ledger, case)] == ["promote", "open", "release"]
+    assert "seq 3" not in {one["row"] for one in audit(settings, case)["findings"]}
 
 
 def test_rows_of_a_rollout_leave_the_champion_alone(world, monkeypatch):
