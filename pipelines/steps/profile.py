@@ -66,7 +66,7 @@ def _profiled(run: Run, spec: Spec, wanted: Sequence[date]) -> Iterator[tuple[da
     """Count the rows of the days, and keep their profiles; each day as the facts name it."""
     fields, each_hour = load_fields(run.case), run.params.drift.partition != "day"
     for rows in day_rows.read(run.settings, run.case, wanted, partial(typed, fields=fields)):
-        hours = profiles.by_hour(rows.held, rows.streamed, fields, spec)
+        hours = profiles.by_hour(rows.held, rows.streamed, fields, spec, each_hour=each_hour)
         yield rows.day, profiles.keep(run.settings, run.case, rows.day, hours, spec, each_hour=each_hour)
 
 

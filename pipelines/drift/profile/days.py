@@ -19,16 +19,22 @@ from pipelines.settings import Settings
 
 
 def by_hour(
-    held: pl.DataFrame | None, streamed: Mapping[int, tuple[Sequence[Path], pl.Expr | None]], fields: Fields, spec: Spec
+    held: pl.DataFrame | None,
+    streamed: Mapping[int, tuple[Sequence[Path], pl.Expr | None]],
+    fields: Fields,
+    spec: Spec,
+    *,
+    each_hour: bool = True,
 ) -> dict[int, Profile]:
-    """Profiles of a day's hours that have rows.
+    """Profiles of a day's hours that have rows, or unless ``each_hour`` is wanted, profiles that add up to the day's.
 
     The rows ``held`` are counted as a frame, those left in files as streams: ``streamed`` has by hour the files, and
-    which of their rows count (None: all). Both ways make the same counts.
+    which of their rows count (None: all). Both ways make the same counts. A few rows of an hour take as long to count
+    as those of a day: where hours are not kept, the rows held are counted at once.
     """
     found: dict[int, list[Profile]] = {}
-    if held is not None:
-        for hour, rows in _hours(held):
+    if held is not None and held.height:
+        for hour, rows in _hours(held) if each_hour else [(0, held)]:
             found[hour] = [profile_frame(scored(rows, fields), fields, spec)]
     for hour, (files, where) in streamed.items():
         counted = _streamed(files, where, fields, spec)
@@ -70,7 +76,7 @@ def keep(
         for hour, profile in hours.items():
             path = write(profile, folder / f"hour={hour:02d}")
             kept.append({"hour": hour, "path": str(path.relative_to(settings.root)), "rows": profile.rows})
-    whole = merge(hours.values(), spec.version)
+    whole = _together(list(hours.values()), spec)
     path = write(whole, folder)
     return {"date": str(day), "path": str(path.relative_to(settings.root)), "rows": whole.rows, "hours": kept}
 
