@@ -1,8 +1,9 @@
 """Rows that were answered, asked of the other version of a rollout: after the reply, and only as far as there is room.
 
 A case has one queue of bounded length and at most one call under way, through lanes of their own: no row of a request
-waits behind one of these. It takes a quarter of the time at most and waits while the case is pressed; what has no room
-meanwhile is dropped and counted. contracts.ShadowLine is what comes of a row.
+waits behind one of these. It takes a quarter of the time at most, makes one call a second where the worker is busy, and
+waits while the case is pressed; what has no room meanwhile is dropped and counted. contracts.ShadowLine is what comes
+of a row.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ GATHER_SECONDS = 0.1
 """How long rows gather that are fewer than a call may have: a call costs a hundred times what a row in it does."""
 MOST_PAUSE_SECONDS = 1.0
 """The longest pause after a call, however long that took."""
+BUSY = 0.7
+"""A worker that works for more of its time has none left: requests would wait for what a shadow takes, and for more."""
 
 log = logging.getLogger(__name__)
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -116,10 +119,12 @@ class Shadow:
         pause = GATHER_SECONDS
         try:
             while self._waiting:
-                await asyncio.sleep(pause)
+                busy = await _worked(pause) > BUSY
                 if case.pressed is None or case.pressed.idle:
                     rest = min(await self._ask(gateway, case) * (1 / SHARE - 1), MOST_PAUSE_SECONDS)
                     pause = rest if len(self._waiting) >= self._rows else max(rest, GATHER_SECONDS)
+                if busy:
+                    pause = MOST_PAUSE_SECONDS
         except Exception:
             log.exception("%s: what waits for the other version of its rollout is dropped", case.name)
             self._drop(case.traffic)
@@ -155,6 +160,13 @@ class Shadow:
             if pair.challenger == now:
                 found.append(pair)
         return found
+
+
+async def _worked(pause: float) -> float:
+    """For what part of a pause the event loop had something to do, by the processor's time."""
+    began, spent = time.monotonic(), time.thread_time()
+    await asyncio.sleep(pause)
+    return (time.thread_time() - spent) / max(time.monotonic() - began, 1e-6)
 
 
 async def ask(gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> list[Found]:

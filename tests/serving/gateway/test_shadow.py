@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from datetime import timedelta
@@ -138,6 +139,47 @@ def test_nobody_waits_for_a_shadow_that_hangs_and_the_queue_is_bounded(tmp_path)
             until(lambda: len(lines(settings, "shadow")) == 21)
     assert [line["challenger_score"] is None for line in lines(settings, "shadow")] == [True] + [False] * 20
     assert counts(settings, "champion") == {("champion", 1, "ok"): 51}
+
+
+def test_a_busy_worker_makes_one_call_a_second(world, monkeypatch):
+    """Where it has little time left, the pause after a call is the longest; every row is asked for all the same."""
+    http, settings, triton = world
+    follow(http, settings, 2, 0, stage="shadow")
+    pauses: dict[float, list[float]] = {1.0: [], 0.0: []}
+    for busy, told in pauses.items():
+
+        async def worked(pause: float, busy=busy, told=told) -> float:
+            told.append(pause)
+            await asyncio.sleep(0.01)
+            return busy
+
+        monkeypatch.setattr(shadow, "_worked", worked)
+        before = len(lines(settings, "shadow"))
+        ask(http)
+        until(lambda before=before: len(lines(settings, "shadow")) == before + len(ROWS))
+    assert max(pauses[0.0]) < shadow.MOST_PAUSE_SECONDS
+    assert set(pauses[1.0][1:]) == {shadow.MOST_PAUSE_SECONDS}
+    assert triton.rows == 4 * len(ROWS)
+
+
+def test_work_of_the_loop_is_told_from_waiting():
+    """A loop that has something to do all the time has worked for more of a pause than one that sleeps."""
+
+    async def both() -> tuple[float, float]:
+        idle = await shadow._worked(0.2)
+        until = time.monotonic() + 0.3
+
+        def work() -> None:
+            if time.monotonic() < until:
+                asyncio.get_running_loop().call_soon(work)
+
+        work()
+        busy = await shadow._worked(0.2)
+        return idle, busy
+
+    idle, busy = asyncio.run(both())
+    assert idle < 0.2
+    assert busy > idle
 
 
 def test_what_waits_when_a_gateway_stops_is_counted(tmp_path):
