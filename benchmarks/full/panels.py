@@ -35,6 +35,7 @@ ABSENT = {
         "Rise over the holdout",
         "{{case}} {{bound}}",
     ): "no labels have arrived yet for what the newest champion answered",
+    ("model", "Requests without an answer", "{{case}} {{version}}"): "every request has had an answer",
     ("model", "Errors of predicted numbers", "{{case}} RMSE, {{bound}}"): NO_NUMBER,
     ("model", "Errors of predicted numbers", "{{case}} MAE, {{bound}}"): NO_NUMBER,
     ("model", "Rise over the holdout", "{{case}} squared error, {{bound}}"): NO_NUMBER,

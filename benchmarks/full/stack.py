@@ -36,6 +36,7 @@ CASES = ("bank", "loans")
 """The cases that the demo chooses from."""
 AS_OF = datetime(2026, 11, 1, tzinfo=UTC)
 QUEUE = {"resources": {"queue": "gpu"}}
+PROMISED = {"serving": {"device": "cpu", "slo": {"p95_ms": 500.0, "p99_ms": 2000.0}}}
 LONG = {"epochs": 60, "checkpoint_every": 20, "ranks": 2}
 """A training that lasts long enough to be killed in its middle."""
 PACKAGES = (
@@ -117,16 +118,18 @@ def look(plain: Path, home: Path, case: str, params: Path) -> dict[str, Any]:
     write_params(params, "loans", {})
     facts["twenty_drift_runs"] = full_faults.twenty(settings, airflow, AS_OF)
     facts["shared_limit"] = full_faults.limited(home, found.ports)
-    facts["prometheus"] = full_watch.watched(settings, found.ports)
+    facts["prometheus"] = full_watch.watched(settings, found.ports, case)
     facts["postgresql_rows"] = full_demo.databases(home, found.ports)
     return facts
 
 
 def write_params(folder: Path, case: str, train: dict[str, Any]) -> None:
-    """The case's parameters with its training on the GPU queue."""
+    """The case's parameters with its training on the GPU queue, and something that is promised of its answers."""
     own = yaml.safe_load((CASES_ROOT / case / "params.yaml").read_text())
     folder.mkdir(exist_ok=True)
-    (folder / f"{case}.yaml").write_text(yaml.safe_dump({**own, **QUEUE, "train": {**own["train"], **train}}))
+    (folder / f"{case}.yaml").write_text(
+        yaml.safe_dump({**own, **QUEUE, **PROMISED, "train": {**own["train"], **train}})
+    )
 
 
 def judge(facts: dict[str, Any]) -> list[dict[str, Any]]:

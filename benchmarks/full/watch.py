@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from benchmarks.full import panels
 from embedded import http, postgres
 from embedded.demo import traffic
 from embedded.ports import HOST, Ports
-from pipelines import cases
+from pipelines import cases, ledger
+from pipelines.cli import rolling
 from pipelines.contracts import Window
 from pipelines.params_file import load_params
 from pipelines.provenance import wall_time
@@ -20,17 +21,24 @@ from pipelines.settings import Settings
 CASE = "loans"
 PATIENCE = 200.0
 """Rates look back two minutes, and Prometheus asks some targets once a minute."""
+ROWS = 20
 
 
-def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
+def watched(settings: Settings, ports: Ports, case: str) -> dict[str, Any]:
     """Targets, rules and panels, asked while rows are sent until each has what it can have.
 
+    Meanwhile the first champion of ``case``, which a demo has played, is rolled out once more, as a person would do it.
     Then the dashboards are drawn.
     """
     url = f"http://{HOST}:{ports.prometheus}"
+    newest = ledger.head(settings.ledger, case)
+    assert newest is not None
+    sent = {CASE: _rows(settings, CASE, wall_time()), case: _rows(settings, case, newest.as_of - timedelta(days=30))}
+    rolling.run(load_params(case), settings, "start", "both arms are drawn", version=1, preset="safe")
     deadline = time.monotonic() + PATIENCE
     while True:
-        _send(settings)
+        for name, rows in sent.items():
+            _send(settings, name, rows)
         targets = http.call(f"{url}/api/v1/targets")["data"]["activeTargets"]
         rules = [rule for group in http.call(f"{url}/api/v1/rules")["data"]["groups"] for rule in group["rules"]]
         asked = panels.ask(url)
@@ -69,16 +77,20 @@ def watched(settings: Settings, ports: Ports) -> dict[str, Any]:
     }
 
 
-def _send(settings: Settings) -> None:
-    """A few rows through the gateway: a rate of what never moves is nothing to draw."""
-    params = load_params(CASE)
-    fields = cases.load_fields(CASE)
-    now = wall_time()
-    part = cases.part(CASE, "source")
-    rows = part.rows(part.resolve(settings, params), Window(start=now, end=now + timedelta(hours=2)), params).head(20)
+def _rows(settings: Settings, case: str, start: datetime) -> list[dict[str, Any]]:
+    """The features of a few rows of the case's own since then."""
+    params = load_params(case)
+    part = cases.part(case, "source")
+    rows = part.rows(part.resolve(settings, params), Window(start=start, end=start + timedelta(days=30)), params)
+    found: list[dict[str, Any]] = rows.head(ROWS).select(cases.load_fields(case).names).to_dicts()
+    return found
+
+
+def _send(settings: Settings, case: str, rows: list[dict[str, Any]]) -> None:
+    """Ask for each row by itself: a rate of what never moves is nothing to draw."""
     with traffic.client(settings.gateway_url, settings.key_file) as gateway:
-        for row in rows.select(fields.names).iter_rows(named=True):
-            gateway.post(f"/v1/cases/{CASE}/predict", json={"rows": [row]})
+        for row in rows:
+            gateway.post(f"/v1/cases/{case}/predict", json={"rows": [row]})
 
 
 def servers() -> dict[str, str]:
