@@ -133,11 +133,14 @@ def _by_days(settings: Settings, fields: Fields, window: Window, as_of: datetime
 def _together(files: Sequence[Path]) -> Iterator[list[Path]]:
     """Files, as many together as are small."""
     found: list[Path] = []
+    size = 0
     for file in files:
-        if found and _size([*found, file]) > TOGETHER:
+        own = _size([file])
+        if found and size + own > TOGETHER:
             yield found
-            found = []
+            found, size = [], 0
         found.append(file)
+        size += own
     if found:
         yield found
 
