@@ -69,6 +69,11 @@ def install(environment_folder: Path, what: Path) -> None:
     made([*PIP, f"--python={environment_folder / 'bin' / 'python'}", "install", *ALONE, what], environment_folder)
 
 
+def uninstall(environment_folder: Path, name: str) -> None:
+    """Remove a package from an environment."""
+    made([*PIP, f"--python={environment_folder / 'bin' / 'python'}", "uninstall", "--yes", name], environment_folder)
+
+
 def site(environment_folder: Path) -> Path:
     """Where an environment's packages lie."""
     return environment_folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"

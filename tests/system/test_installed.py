@@ -16,7 +16,17 @@ import polars as pl
 import pytest
 
 from embedded.ports import Ports, variable
-from tests.package import called, environment, install, install_wheel, lend_triton, made, modules, without_tools
+from tests.package import (
+    called,
+    environment,
+    install,
+    install_wheel,
+    lend_triton,
+    made,
+    modules,
+    uninstall,
+    without_tools,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 CASE, ROWS, DAYS, DELAY = "churn", 50_000, 200, 3
@@ -225,9 +235,12 @@ def test_a_case_of_another_repository_as_an_entry_point(installed, shell, tmp_pa
     install(installed.parent, repository)
     shutil.rmtree(repository)
     assert not (folder / "cases").exists()
-    assert json.loads(shell("try", CASE))["decision"] == "promote"
-    loop(shell)
-    hold(began, load)
+    try:
+        assert json.loads(shell("try", CASE))["decision"] == "promote"
+        loop(shell)
+        hold(began, load)
+    finally:  # others have a case of this name
+        uninstall(installed.parent, "acme-models")
 
 
 def test_a_case_that_has_nothing_but_its_log(installed, shell):
