@@ -107,12 +107,15 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
     chain = ledger.chain(settings.ledger, params.case)
     head = chain[-1] if chain else None
     last = next((row.trial for row in reversed(chain) if row.trial is not None), None)
+    says = "there is no release yet" if head is None else stages.told(head)
+    if (gone := ledger.retirement(settings.ledger, params.case)) is not None:
+        says = f"{gone}: {says}"
     found: dict[str, Any] = {
         "case": params.case,
         "underway": stages.underway(head),
         "champion": None if head is None else head.champion,
-        "says": "there is no release yet" if head is None else stages.told(head),
-        "rows": [] if last is None else [_row(row) for row in stages.of_trial(chain, last)],
+        "says": says,
+        "rows": [] if last is None else _rows(stages.to_its_end(chain, last)),
     }
     if head is not None and head.trial is not None and stages.underway(head):
         wait, plan = stages.wait_of(head), stages.plan_of(head.trial)
@@ -130,6 +133,12 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
     return found
 
 
+def _rows(rows: list[Release]) -> list[dict[str, Any]]:
+    """The rows of a rollout; ``share`` is that of the version that it is about."""
+    version = stages.on_trial(rows[0]) or rows[0].champion
+    return [_row(row) | {"share": stages.share_of(version, row)} for row in rows]
+
+
 def _row(row: Release) -> dict[str, Any]:
     evidence = row.trial.evidence if row.trial is not None else {}
     return {
@@ -137,7 +146,6 @@ def _row(row: Release) -> dict[str, Any]:
         "when": row.recorded_at.isoformat(timespec="seconds"),
         "action": row.action,
         "stage": row.stage,
-        "share": 0.0 if row.challenger is None else row.weight / WHOLE,
         "who": row.actor,
         "why": row.reason,
         "guard": evidence.get("verdict"),

@@ -244,7 +244,8 @@ def whose(chain: Sequence[Release], trial: Trial, limits: GuardParams) -> window
         challenger=version,
         opened=trial.opened,
         window=timedelta(minutes=limits.window_minutes),
-        weights=[(row.trial.since, row.weight) for row in rows if row.trial is not None],
+        # The row that ends a rollout begins no stage: its `since` is that of the last one.
+        weights=[(row.trial.since, row.weight) for row in rows if row.trial is not None and stages.underway(row)],
     )
 
 

@@ -6,8 +6,6 @@ from datetime import datetime, timedelta
 
 from pipelines.reports.staged.view import View
 
-TAKEN_BACK = ("abort", "rollback")
-"""The actions after which the challenger answers nobody any more."""
 BY = {"guard": "the guard", "rollout": "its experiment"}
 """Who takes a challenger back, where no person does."""
 
@@ -15,23 +13,28 @@ BY = {"guard": "the guard", "rollout": "its experiment"}
 def headline(view: View) -> str:
     """What became of the challenger, or where it is."""
     last, name = view.last, f"Version {view.challenger}"
-    if last.action in TAKEN_BACK:
+    if taken_back(view):
         return f"{name} was taken back by {BY.get(last.who, last.who)} after {length(view.until - view.opened)}"
-    if last.stage == "soak":
-        return f"{name} answers everybody, and is watched"
-    if last.action in {"promote", "release", "settle"}:
+    if view.over is not None and last.share:
         return f"{name} serves"
     if view.over is not None:
         return f"The rollout of version {view.challenger} is over: another one took its place"
+    if last.stage == "soak":
+        return f"{name} answers everybody, and is watched"
     held = ", held by a person" if view.held else ""
     if last.stage == "shadow":
         return f"{name} is on trial in shadow: it answers nobody yet{held}"
     return f"{name} is on trial: it answers {share(last.share)} of all keys{held}"
 
 
+def taken_back(view: View) -> bool:
+    """Whether somebody ended the rollout, by whatever order, so that the challenger answers nobody any more."""
+    return view.over is not None and not view.last.share and view.last.action != "open"
+
+
 def tone(view: View) -> str:
     """The colour of the headline."""
-    if view.last.action in TAKEN_BACK:
+    if taken_back(view):
         return "bad"
     return "watch" if view.held or (view.compared is not None and view.compared.unsplit) else "good"
 
@@ -63,7 +66,7 @@ def met(view: View) -> str:
     own, every = challenger.answered + challenger.failed, 0
     every = own + champion.answered + champion.failed
     told = f"{own:,} of {every:,} rows since it was opened ({own / max(every, 1):.1%}) met version {view.challenger}"
-    if view.last.action in TAKEN_BACK:
+    if taken_back(view):
         return f"{told} before it was taken back; {challenger.failed:,} of them had no answer of its own."
     return f"{told}; {challenger.failed:,} of them had no answer of its own."
 

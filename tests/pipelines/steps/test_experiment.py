@@ -48,11 +48,12 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", actor="ada", log_close_seconds=0)
 
 
-def begun(settings: Settings, declared: dict) -> datetime:
+def begun(settings: Settings, declared: dict, *, by_hand: bool = False) -> datetime:
     """When the rollout of the second candidate was opened."""
     head, now = first(settings.ledger, CASE), wall_time()
     word = stages.Said(actor="ada", reason="a candidate", now=now, as_of=head.as_of)
-    ledger.append(settings.ledger, stages.open_(head, candidate(2), RolloutParams.model_validate(declared), word))
+    second = candidate(2).model_copy(update={"by_hand": by_hand})
+    ledger.append(settings.ledger, stages.open_(head, second, RolloutParams.model_validate(declared), word))
     return now
 
 

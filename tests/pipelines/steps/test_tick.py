@@ -360,6 +360,17 @@ def test_people_move_a_rollout(settings, order):
     assert (code, said["underway"], said["champion"], said["rows"][-1]["action"]) == (0, False, 1, "abort")
 
 
+def test_a_person_sees_that_a_retired_case_moves_nothing(settings, order):
+    """`rollout status` of a case that is out of service says so: nobody is answered, whatever its newest row is."""
+    train(settings, 1)
+    train(settings, 2)
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="a break", actor="ada")
+    says = order("status")[1]["says"]
+    assert "is retired since" in says
+    assert says.endswith("version 2 on trial beside version 1 answers 5.00%")
+    assert order("advance", "go")[0] == 1
+
+
 def test_people_end_a_rollout(settings, order, monkeypatch):
     """`abort` gives the champion all its keys back; nobody goes on to a version that does not answer."""
     train(settings, 1)
