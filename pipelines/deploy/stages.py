@@ -267,6 +267,8 @@ def _weight(trial: Trial) -> tuple[Stage, int]:
 def _on(head: Release, action: Action, version: int, trial: Trial, salt: str, said: Said) -> Order:
     """A row with ``version`` on trial."""
     stage, weight = _weight(trial)
+    if action == "advance":
+        weight = max(weight, head.weight)  # a bandit may have given it more than the next step has
     return _row(head, action, trial, said, stage=stage, challenger=version, weight=weight, salt=salt)
 
 

@@ -193,6 +193,23 @@ def test_a_bandit_moves_the_weight_within_bounds_once_a_day(settings):
         stages.weigh(ledger.head(settings.ledger, CASE), 9000, stages.Said(actor="a", reason="r", now=now, as_of=now))
 
 
+def test_a_step_takes_no_key_back_that_a_bandit_gave(settings):
+    """Once its experiment is over a rollout's weights only rise: the next step begins where the bandit was, if above.
+
+    The audit finds nothing in such a rollout.
+    """
+    declared = {"steps": [0.5, 0.75, 1.0], "experiment": OPEN_END | {"bandit": True}}
+    began = begun(settings, declared)
+    word = stages.Said(actor="rollout", reason="r", now=began, as_of=wall_time())
+    for move in (lambda head: stages.weigh(head, 9000, word), lambda head: stages.advance(head, word)):
+        ledger.append(settings.ledger, move(ledger.head(settings.ledger, CASE)))
+    head = ledger.head(settings.ledger, CASE)
+    assert (head.stage, head.trial.step, head.weight) == ("canary", 1, 9000)
+    assert "a lower share" not in str(audit(settings, CASE)["findings"])
+    ledger.append(settings.ledger, stages.advance(head, word))
+    assert [row[-1] for row in rows(settings)[1:]] == [5000, 9000, 9000, 10_000]
+
+
 def test_nothing_but_a_bandit_moves_a_weight_within_a_step(settings):
     """A rollout without one refuses: its weights only rise, step by step."""
     began = begun(settings, plan())
