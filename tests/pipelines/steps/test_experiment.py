@@ -166,6 +166,17 @@ def test_arms_that_are_not_split_as_declared_are_not_compared(settings):
     assert (found.outcome, "300 and 100 units are not split as the weight says" in found.reason) == ("holds", True)
 
 
+@pytest.mark.parametrize(("share", "met", "of"), [(0.01, 1, 1), (0.05, 1, 1), (0.05, 6, 20), (0.9, 0, 3)])
+def test_few_units_are_no_wrong_split(settings, share, met, of):
+    """The first customers may all meet one arm: that comes by chance more often than what is told."""
+    declared = {"steps": [share, 1.0], "experiment": OPEN_END}
+    began = begun(settings, declared)
+    served(settings, began, 0.2, 0.5, units=of, split=met / of)
+    found = ticked(settings, declared, began + 4 * HOUR)
+    assert "not split" not in found.reason
+    assert "no difference yet" in found.reason
+
+
 def test_a_bandit_moves_the_weight_within_bounds_once_a_day(settings):
     """It gives the likelier arm more keys, up or down, by rows whose step stays; not before its time, and no further.
 
