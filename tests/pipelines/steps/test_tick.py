@@ -18,7 +18,7 @@ from pipelines.audit import audit
 from pipelines.contracts import Order
 from pipelines.deploy import moves, repository, rollout, stages
 from pipelines.deploy.stages import on_trial
-from pipelines.errors import Unavailable
+from pipelines.errors import ConflictError, Unavailable
 from pipelines.guard.decide import decide
 from pipelines.guard.evidence import Answer, Seen
 from pipelines.params import RolloutParams
@@ -395,6 +395,8 @@ def test_a_rollback_ends_a_rollout(settings, monkeypatch):
     train(settings, 2, "instant")
     train(settings, 3, champion=2)
     monkeypatch.setattr(rollback, "load_fields", lambda _case: None)
+    with pytest.raises(ConflictError, match=r"not version 3; version 3 on trial .* `rollout abort` ends that"):
+        rollback.run(params(), settings, reason="bad", actor="ada", from_version=3)
     answer = rollback.run(params(), settings, reason="bad", actor="ada")
     assert (answer.serves, rows(settings)[-1]) == (1, ("rollback", 1, None, "full", 10_000))
     found = ticked(settings, 1, of=3)
