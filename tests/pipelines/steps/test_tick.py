@@ -156,6 +156,19 @@ def test_a_candidate_waits_for_its_turn(settings):
     assert rows(settings)[-1] == ("open", 1, 3, "canary", 500)
 
 
+def test_people_hear_of_a_version_that_was_taken_back_though_the_next_one_is_on_trial_already(settings, caplog):
+    """A tick dies after the guard's row, and the next candidate's tick comes first: it opens that one, and tells."""
+    for number in (1, 2, 3):
+        train(settings, number)
+    head = ledger.head(settings.ledger, CASE)
+    ledger.append(settings.ledger, stages.abort(head, moves.said(params(), head, actor="guard", reason="it is slow")))
+    assert ticked(settings, 7, of=3).action == "open"
+    assert "the guard took back a version on trial: it is slow" in caplog.text
+    for _ in range(2):
+        assert not ticked(settings, 8, of=3).over
+    assert [row["event"] for row in ledger.deliveries(settings.ledger, CASE)] == ["claimed", "delivered"]
+
+
 def test_a_candidate_that_waited_too_long_is_stale(settings):
     """A candidate was judged against a champion: once the other one has taken that place, it is over."""
     train(settings, 1)
@@ -284,15 +297,23 @@ def test_the_guard_sees_what_was_logged(settings):
     assert "challenger" in found.reason or "failed" in found.reason
 
 
-def test_a_retired_case_has_no_rollout_any_more(settings):
-    """A tick of a case that is out of service, or that has no release, writes nothing and is the last one."""
+def test_a_retired_case_has_no_rollout_that_moves(settings):
+    """A tick of a case that is out of service writes nothing, whatever the guard says; without a release it is over.
+
+    Taken back into service the case has its rollout and the candidate that waits, so ticks must go on until then.
+    """
     assert ticked(settings, 1, of=None).over
-    train(settings, 1)
-    train(settings, 2)
+    for number in (1, 2, 3):
+        train(settings, number)
     ledger.set_retired(settings.ledger, CASE, retired=True, reason="a break", actor="ada")
-    found = ticked(settings, 31)
-    assert (found.over, found.outcome, "a break" in found.reason) == (True, "none", True)
+    for of in (None, 2, 3):
+        found = ticked(settings, 31, "fail", of=of)
+        assert (found.over, found.outcome, "a break" in found.reason) == (False, "none", True)
     assert len(rows(settings)) == 2
+    ledger.set_retired(settings.ledger, CASE, retired=False, reason="back", actor="ada")
+    assert ticked(settings, 32, "fail", of=2).action == "abort"
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="for good", actor="ada")
+    assert [ticked(settings, 33, of=of).over for of in (None, 2, 3)] == [True, True, False]
 
 
 def test_people_hear_of_a_rollout_that_does_not_move(settings, caplog):
