@@ -164,13 +164,13 @@ def test_the_page_of_a_rollout_that_a_person_ended_past_it(settings, declared, a
 def test_the_page_of_an_experiment_that_a_person_ended_counts_nobody_afterwards(settings):
     """Who is answered, or known, after the row that ended it is none of the experiment's units."""
     declared = plan()
-    since = begun(settings, declared)
+    begun(settings, declared)
     head = ledger.head(settings.ledger, CASE)
     own = candidate(1).model_dump(exclude={"version", "reason", "by_hand", "trigger", "as_of"})
     more = {"action": "release", "trigger": "manual", "reason": "complaints", "actor": "ada", "as_of": head.as_of}
-    ledger.append(settings.ledger, Order(case=CASE, after=head.seq, champion=1, **own, **more))
-    served(settings, since, 0.2, 0.3)
-    found = rollout_page.gather(params(declared), settings, since + 5 * HOUR).compared
+    end = ledger.append(settings.ledger, Order(case=CASE, after=head.seq, champion=1, **own, **more)).recorded_at
+    served(settings, end, 0.2, 0.3)
+    found = rollout_page.gather(params(declared), settings, end + 5 * HOUR).compared
     assert [arm.begun for arm in found.arms] == [0, 0]
     assert found.verdict == "no difference yet"
 

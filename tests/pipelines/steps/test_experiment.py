@@ -49,8 +49,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def begun(settings: Settings, declared: dict, *, by_hand: bool = False) -> datetime:
-    """When the rollout of the second candidate was opened."""
-    head, now = first(settings.ledger, CASE), wall_time()
+    """When the rollout of the second candidate was opened: ten past, as looks are whole hours of the wall clock."""
+    ten = timedelta(minutes=10)
+    head, now = first(settings.ledger, CASE), (wall_time() - ten).replace(minute=0, second=0, microsecond=0) + ten
     word = stages.Said(actor="ada", reason="a candidate", now=now, as_of=head.as_of)
     second = candidate(2).model_copy(update={"by_hand": by_hand})
     ledger.append(settings.ledger, stages.open_(head, second, RolloutParams.model_validate(declared), word))
