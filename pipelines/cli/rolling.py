@@ -87,8 +87,16 @@ def _start(
     if version is None:
         raise ConfigError("rollout start needs the version to begin with: --version N, see `history`")
     if preset is not None:
-        params = params.model_copy(update={"rollout": RolloutParams(preset=preset)})
+        params = params.model_copy(update={"rollout": _staged(params.rollout, preset)})
     return moves.by_hand(params, settings, head, version, reason=reason, despite_verdict=despite_verdict)
+
+
+def _staged(declared: RolloutParams, preset: Preset) -> RolloutParams:
+    """The stages of a preset with what the case declares beside its own, but for its experiment."""
+    own = declared.model_dump(include={"mirror", "key", "soak_minutes", "meanwhile", "guard"})
+    return RolloutParams.model_validate(
+        {name: value for name, value in own.items() if value is not None} | {"preset": preset}
+    )
 
 
 def _ask_for_ticks(settings: Settings, row: Release) -> None:

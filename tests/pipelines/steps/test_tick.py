@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pipelines import cli, ledger, storage
 from pipelines.audit import audit
+from pipelines.cli import rolling
 from pipelines.contracts import Order
 from pipelines.deploy import moves, repository, rollout, stages
 from pipelines.deploy.stages import on_trial
@@ -390,6 +391,36 @@ def test_a_person_sees_that_a_retired_case_moves_nothing(settings, order):
     assert "is retired since" in says
     assert says.endswith("version 2 on trial beside version 1 answers 5.00%")
     assert order("advance", "go")[0] == 1
+
+
+def test_a_preset_by_hand_gives_the_stages_alone(settings):
+    """What else the case declares stays: whose keys keep their arm, what the guard allows, the mirror and the soak.
+
+    Its experiment does not: a person who names stages has no question to be answered in them.
+    """
+    declared = {
+        "steps": [0.5, 1.0],
+        "hold": {"minutes": 3},
+        "shadow": {"rows": 5},
+        "key": "job",
+        "mirror": True,
+        "soak_minutes": 7,
+        "guard": {"errors": 0.2, "loss": None},
+        "experiment": {"outcome": "label", "horizon_hours": 1},
+    }
+    train(settings, 1)
+    train(settings, 2, declared)
+    rolling.run(params(declared), settings, "abort", "later")
+    rolling.run(params(declared), settings, "start", "again", version=2, preset="safe")
+    plan = stages.plan_of(ledger.head(settings.ledger, CASE).trial)
+    safe = RolloutParams(preset="safe")
+    assert (plan.preset, plan.shadow, plan.steps, plan.hold) == ("safe", None, safe.steps, safe.hold)
+    assert (plan.key, plan.mirror, plan.soak_minutes, plan.experiment) == ("job", True, 7, None)
+    assert (plan.guard.errors, plan.guard.loss) == (0.2, None)
+    rolling.run(params(declared), settings, "abort", "later")
+    bare = {"guard": None}
+    rolling.run(params(bare), settings, "start", "again", version=2, preset="careful")
+    assert stages.plan_of(ledger.head(settings.ledger, CASE).trial) == RolloutParams(preset="careful")
 
 
 def test_people_end_a_rollout(settings, order, monkeypatch):
