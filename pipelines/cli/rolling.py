@@ -103,7 +103,10 @@ def _ask_for_ticks(settings: Settings, row: Release) -> None:
     """Let Airflow move the rollout; where there is none, a person does."""
     dag = f"{row.case}_rollout"
     try:
-        scheduler.client(settings).trigger_dag(dag, f"row__{row.seq}", {}, note=row.reason)
+        airflow = scheduler.client(settings)
+        airflow.trigger_dag(dag, f"row__{row.seq}", {}, note=row.reason)
+        if airflow.paused(dag):
+            log.warning("the rollout is open and nobody moves it: %s is paused, let it run in Airflow", dag)
     except PerennialError as error:
         log.warning(
             "the rollout is open and nobody moves it (%s): run %s in Airflow, or `tick` from time to time", error, dag

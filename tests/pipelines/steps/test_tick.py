@@ -9,6 +9,7 @@ import re
 import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from pipelines import cli, ledger, storage
 from pipelines.audit import audit
 from pipelines.cli import rolling
 from pipelines.contracts import Order
-from pipelines.deploy import moves, repository, rollout, stages
+from pipelines.deploy import moves, repository, rollout, scheduler, stages
 from pipelines.deploy.stages import on_trial
 from pipelines.errors import ConflictError, Unavailable
 from pipelines.guard.decide import decide
@@ -391,6 +392,21 @@ def test_a_person_sees_that_a_retired_case_moves_nothing(settings, order):
     assert "is retired since" in says
     assert says.endswith("version 2 on trial beside version 1 answers 5.00%")
     assert order("advance", "go")[0] == 1
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_person_hears_that_nobody_moves_a_rollout(settings, monkeypatch, caplog, paused):
+    """A rollout that is started by hand asks Airflow for ticks; where the DAG is paused none come, which is told."""
+    train(settings, 1)
+    registered(settings, month(2), 2, bias=0.2, champion=1)
+    asked = []
+    airflow = SimpleNamespace(
+        trigger_dag=lambda dag, run, *_a, **_more: asked.append((dag, run)), paused=lambda _dag: paused
+    )
+    monkeypatch.setattr(scheduler, "client", lambda _settings: airflow)
+    rolling.run(params(), settings, "start", "by hand", version=2)
+    assert asked == [(f"{CASE}_rollout", "row__2")]
+    assert (f"{CASE}_rollout is paused" in caplog.text) == paused
 
 
 def test_a_preset_by_hand_gives_the_stages_alone(settings):
