@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines import ledger
+from pipelines import amounts, ledger
 from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
 from pipelines.cli import rollout_page
@@ -171,7 +171,15 @@ def table(answer: dict[str, Any]) -> Table:
     for name in ("seq", "when", "action", "stage", "share", "who", "why"):
         drawn.add_column(name, no_wrap=name != "why")
     for row in answer["rows"]:
-        cells = [row["seq"], row["when"], row["action"], row["stage"], f"{row['share']:.0%}", row["who"], row["why"]]
+        cells = [
+            row["seq"],
+            row["when"],
+            row["action"],
+            row["stage"],
+            amounts.share(row["share"]),
+            row["who"],
+            row["why"],
+        ]
         drawn.add_row(*map(str, cells))
     drawn.caption = answer["says"]
     if answer["underway"]:

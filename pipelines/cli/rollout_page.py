@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import ledger
+from pipelines import amounts, ledger
 from pipelines.arms import LATENCY_MS
 from pipelines.cases import load_fields
 from pipelines.contracts import Release
@@ -162,7 +162,7 @@ def _compared(
 
 def _ends(asked: ExperimentParams, result: guard.Result, plan: RolloutParams) -> list[str]:
     """What would end an experiment, in words."""
-    after = "is released" if len(plan.steps) == 2 else f"goes on to {plan.steps[1]:.0%}"
+    after = "is released" if len(plan.steps) == 2 else f"goes on to {amounts.share(plan.steps[1])}"
     found = [
         f"a better challenger (p at most {asked.alpha:g}, now {result.p:.2g}): it {after} if the guard lets it pass",
         f"a worse one (p at most {asked.alpha:g}): it is taken back",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from pipelines.amounts import share
 from pipelines.reports.staged.view import View
 
 BY = {"guard": "the guard", "rollout": "its experiment"}
@@ -69,15 +70,6 @@ def met(view: View) -> str:
     if taken_back(view):
         return f"{told} before it was taken back; {challenger.failed:,} of them had no answer of its own."
     return f"{told}; {challenger.failed:,} of them had no answer of its own."
-
-
-def share(value: float) -> str:
-    """A share of all keys.
-
-    >>> share(0.05), share(0.0525), share(1)
-    ('5%', '5.25%', '100%')
-    """
-    return f"{100 * value:.4g}%"
 
 
 def moment(at: datetime) -> str:

@@ -515,6 +515,18 @@ def test_what_people_see_of_a_rollout(settings):
     assert "a fail" in lines[2]
 
 
+def test_a_small_share_is_not_told_as_none(settings):
+    """Half a percent of all keys is no 0%: neither in the history nor in the status."""
+    train(settings, 1)
+    train(settings, 2, {"steps": [0.005, 1.0]})
+    drawn = io.StringIO()
+    console = Console(file=drawn, width=200)
+    console.print(history.table(CASE, history.releases(settings, CASE), history.verdicts(settings, CASE)))
+    assert "v1 + v2 0.5%" in drawn.getvalue()
+    console.print(rolling.table(rolling.status(params(), settings)))
+    assert " 0.5%" in drawn.getvalue().partition("rollout of")[2]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
