@@ -18,6 +18,15 @@ def amount(value: float, like: float | None = None, *, signed: bool = False) -> 
     return f"{value:{'+' if signed else ''},.{digits}f}"
 
 
+def share(value: float) -> str:
+    """A share of all keys.
+
+    >>> share(0.05), share(0.0525), share(1)
+    ('5%', '5.25%', '100%')
+    """
+    return f"{100 * value:.4g}%"
+
+
 def spread(found: Interval, unit: str = "", *, signed: bool = False) -> str:
     """A value, its unit and its interval, all with the digits of the largest.
 

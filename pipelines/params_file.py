@@ -260,6 +260,9 @@ def _unknown_names(case: str, raw: Any) -> dict[str, str]:
     if (fields := _fields_of(case)) is not None:
         found |= _misfits(block.get("gate", {}), fields)
         found |= _misfits_of_experiment(block.get("rollout", {}).get("experiment"), fields)
+        key = block.get("rollout", {}).get("key")
+        if isinstance(key, str) and key not in fields.names:
+            found["rollout.key"] = f"{key!r} is no field or attribute of the case: {_like(key, fields.names)}"
         if fields.number is not None and "min_metric_drop" not in block.get("drift", {}):
             found["drift.min_metric_drop"] = f"is in squared {fields.number.unit}: give what a retraining has to save"
         groups = (fields.groups, "no category, whole number or label")

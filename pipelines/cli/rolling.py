@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines import ledger
+from pipelines import amounts, ledger
 from pipelines.arms import WHOLE
 from pipelines.cases import load_fields
 from pipelines.cli import rollout_page
@@ -87,15 +87,26 @@ def _start(
     if version is None:
         raise ConfigError("rollout start needs the version to begin with: --version N, see `history`")
     if preset is not None:
-        params = params.model_copy(update={"rollout": RolloutParams(preset=preset)})
+        params = params.model_copy(update={"rollout": _staged(params.rollout, preset)})
     return moves.by_hand(params, settings, head, version, reason=reason, despite_verdict=despite_verdict)
+
+
+def _staged(declared: RolloutParams, preset: Preset) -> RolloutParams:
+    """The stages of a preset with what the case declares beside its own, but for its experiment."""
+    own = declared.model_dump(include={"mirror", "key", "soak_minutes", "meanwhile", "guard"})
+    return RolloutParams.model_validate(
+        {name: value for name, value in own.items() if value is not None} | {"preset": preset}
+    )
 
 
 def _ask_for_ticks(settings: Settings, row: Release) -> None:
     """Let Airflow move the rollout; where there is none, a person does."""
     dag = f"{row.case}_rollout"
     try:
-        scheduler.client(settings).trigger_dag(dag, f"row__{row.seq}", {}, note=row.reason)
+        airflow = scheduler.client(settings)
+        airflow.trigger_dag(dag, f"row__{row.seq}", {}, note=row.reason)
+        if airflow.paused(dag):
+            log.warning("the rollout is open and nobody moves it: %s is paused, let it run in Airflow", dag)
     except PerennialError as error:
         log.warning(
             "the rollout is open and nobody moves it (%s): run %s in Airflow, or `tick` from time to time", error, dag
@@ -107,12 +118,15 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
     chain = ledger.chain(settings.ledger, params.case)
     head = chain[-1] if chain else None
     last = next((row.trial for row in reversed(chain) if row.trial is not None), None)
+    says = "there is no release yet" if head is None else stages.told(head)
+    if (gone := ledger.retirement(settings.ledger, params.case)) is not None:
+        says = f"{gone}: {says}"
     found: dict[str, Any] = {
         "case": params.case,
         "underway": stages.underway(head),
         "champion": None if head is None else head.champion,
-        "says": "there is no release yet" if head is None else stages.told(head),
-        "rows": [] if last is None else [_row(row) for row in stages.of_trial(chain, last)],
+        "says": says,
+        "rows": [] if last is None else _rows(stages.to_its_end(chain, last)),
     }
     if head is not None and head.trial is not None and stages.underway(head):
         wait, plan = stages.wait_of(head), stages.plan_of(head.trial)
@@ -130,6 +144,12 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
     return found
 
 
+def _rows(rows: list[Release]) -> list[dict[str, Any]]:
+    """The rows of a rollout; ``share`` is that of the version that it is about."""
+    version = stages.on_trial(rows[0]) or rows[0].champion
+    return [_row(row) | {"share": stages.share_of(version, row)} for row in rows]
+
+
 def _row(row: Release) -> dict[str, Any]:
     evidence = row.trial.evidence if row.trial is not None else {}
     return {
@@ -137,7 +157,6 @@ def _row(row: Release) -> dict[str, Any]:
         "when": row.recorded_at.isoformat(timespec="seconds"),
         "action": row.action,
         "stage": row.stage,
-        "share": 0.0 if row.challenger is None else row.weight / WHOLE,
         "who": row.actor,
         "why": row.reason,
         "guard": evidence.get("verdict"),
@@ -152,7 +171,15 @@ def table(answer: dict[str, Any]) -> Table:
     for name in ("seq", "when", "action", "stage", "share", "who", "why"):
         drawn.add_column(name, no_wrap=name != "why")
     for row in answer["rows"]:
-        cells = [row["seq"], row["when"], row["action"], row["stage"], f"{row['share']:.0%}", row["who"], row["why"]]
+        cells = [
+            row["seq"],
+            row["when"],
+            row["action"],
+            row["stage"],
+            amounts.share(row["share"]),
+            row["who"],
+            row["why"],
+        ]
         drawn.add_row(*map(str, cells))
     drawn.caption = answer["says"]
     if answer["underway"]:

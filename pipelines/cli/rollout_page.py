@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import ledger
-from pipelines.arms import LATENCY_MS, WHOLE
+from pipelines import amounts, ledger
+from pipelines.arms import LATENCY_MS
 from pipelines.cases import load_fields
 from pipelines.contracts import Release
 from pipelines.deploy import stages
@@ -50,8 +50,9 @@ def gather(params: Params, settings: Settings, now: datetime) -> staged.View:
     if trial is None:
         raise ConfigError(f"{params.case} had no rollout in stages yet: declare one (rollout in params.yaml)")
     rows, plan, head = stages.of_trial(chain, trial), stages.plan_of(trial), chain[-1]
+    shown, version = stages.to_its_end(chain, trial), rows[0].challenger or rows[0].champion
     underway = rows[-1] is head and stages.underway(head)
-    over = None if underway else _over(chain, rows)
+    over = None if underway else shown[-1].recorded_at
     limits = plan.guard
     until = now if over is None else min(now, over)
     sides, guarded, waits = None, None, ""
@@ -70,17 +71,17 @@ def gather(params: Params, settings: Settings, now: datetime) -> staged.View:
         )
         sides = _side("champion", of.champion, looked.seen), _side("challenger", of.challenger, looked.seen)
         waits = "" if not underway else stages.due(head, now, looked.answered(head)) or answer.reason
-    compared = _compared(params, settings, rows, plan, now)
+    compared = _compared(params, settings, rows, plan, until)
     if compared is not None and underway and experiment.under_way(head, plan):
         waits = "the answer of its experiment"
     return staged.View(
         case=params.case,
         champion=[row.champion for row in chain if row.seq < rows[0].seq][-1],
-        challenger=rows[0].challenger or rows[0].champion,
+        challenger=version,
         opened=trial.opened,
         now=now,
         over=over,
-        events=tuple(_event(row) for row in rows),
+        events=tuple(_event(version, row) for row in shown),
         sides=sides,
         guarded=guarded,
         compared=compared,
@@ -92,17 +93,8 @@ def gather(params: Params, settings: Settings, now: datetime) -> staged.View:
 _SIGN = {"name", "told", "e_value", "weight"}
 
 
-def _over(chain: Sequence[Release], rows: Sequence[Release]) -> datetime:
-    """When a rollout ended: by its last row, or by that of another one that took its place."""
-    if not stages.underway(rows[-1]):
-        return rows[-1].recorded_at
-    return next(row.recorded_at for row in chain if row.seq > rows[-1].seq)
-
-
-def _event(row: Release) -> staged.Event:
-    assert row.trial is not None
-    served = row.action in {"promote", "settle"} or row.stage == "soak"
-    share = row.weight / WHOLE if row.challenger is not None else float(served)
+def _event(version: int, row: Release) -> staged.Event:
+    share = stages.share_of(version, row)
     return staged.Event(row.seq, row.recorded_at, row.action, row.stage, share, row.actor, row.reason)
 
 
@@ -170,7 +162,7 @@ def _compared(
 
 def _ends(asked: ExperimentParams, result: guard.Result, plan: RolloutParams) -> list[str]:
     """What would end an experiment, in words."""
-    after = "is released" if len(plan.steps) == 2 else f"goes on to {plan.steps[1]:.0%}"
+    after = "is released" if len(plan.steps) == 2 else f"goes on to {amounts.share(plan.steps[1])}"
     found = [
         f"a better challenger (p at most {asked.alpha:g}, now {result.p:.2g}): it {after} if the guard lets it pass",
         f"a worse one (p at most {asked.alpha:g}): it is taken back",

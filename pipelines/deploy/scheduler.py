@@ -99,6 +99,10 @@ class Airflow:
         """Let a DAG run; with a schedule, its last missed tick runs at once."""
         self.pause(dag_id, paused=False)
 
+    def paused(self, dag_id: str) -> bool:
+        """Whether a DAG is paused: runs that are asked for wait then."""
+        return bool(self.call("GET", f"/dags/{dag_id}")["is_paused"])
+
     def trigger_dag(
         self, dag_id: str, run_id: str | None = None, conf: Mapping[str, Any] | None = None, note: str | None = None
     ) -> str:

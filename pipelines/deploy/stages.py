@@ -209,6 +209,19 @@ def of_trial(chain: Sequence[Release], trial: Trial) -> list[Release]:
     return [row for row in chain if row.trial is not None and (row.trial.candidate_key, row.trial.opened) == key]
 
 
+def to_its_end(chain: Sequence[Release], trial: Trial) -> list[Release]:
+    """The rows of one rollout, and the one that ended it if that is none of its own: a rollback, another version's."""
+    rows = of_trial(chain, trial)
+    if underway(rows[-1]):
+        rows += [row for row in chain if row.seq == rows[-1].seq + 1]
+    return rows
+
+
+def share_of(version: int, row: Release) -> float:
+    """The share of all keys that a version answers by a row."""
+    return row.weight / WHOLE if version == row.challenger else float(version == row.champion)
+
+
 def told(head: Release) -> str:
     """How far a rollout is, in a sentence."""
     if head.trial is None or not underway(head):
@@ -254,6 +267,8 @@ def _weight(trial: Trial) -> tuple[Stage, int]:
 def _on(head: Release, action: Action, version: int, trial: Trial, salt: str, said: Said) -> Order:
     """A row with ``version`` on trial."""
     stage, weight = _weight(trial)
+    if action == "advance":
+        weight = max(weight, head.weight)  # a bandit may have given it more than the next step has
     return _row(head, action, trial, said, stage=stage, challenger=version, weight=weight, salt=salt)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, get_args
@@ -25,6 +26,8 @@ EVERY = timedelta(hours=1)
 """How far looks lie apart, if neither the horizon is shorter nor the guard's windows are longer."""
 UNSPLIT = 1e-4
 """Arms whose units differ so surely from the declared split are not compared."""
+NEVER = 1e-300
+"""Chances below are taken to be so large."""
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
 
@@ -156,15 +159,19 @@ def _units(found: pl.DataFrame, until: datetime) -> Units:
 
 
 def _split(found: pl.DataFrame, weights: Sequence[Stretch]) -> float:
-    """The chance of arms at least as unequal, if the weights split them: a chi-squared test over the stretches."""
-    from scipy.special import chdtrc
+    """The chance of arms at least as unequal, if the weights split them.
 
-    total, freedom = 0.0, 0
+    Binomial and two-sided in each stretch, as the first few units may all be of one arm; together by Fisher's method.
+    """
+    from scipy.special import bdtr, bdtrc, chdtrc
+
+    total, several = 0.0, 0
     for stretch, n, own in found.group_by("stretch").agg(pl.len(), (pl.col("arm") == "challenger").sum()).iter_rows():
         share = weights[stretch].weight / WHOLE
-        total += (own - n * share) ** 2 / (n * share * (1 - share))
-        freedom += 1
-    return float(chdtrc(freedom, total)) if freedom else 1.0
+        chance = min(1.0, 2 * min(bdtr(own, n, share), bdtrc(own - 1, n, share)))
+        total -= 2 * math.log(max(chance, NEVER))
+        several += 1
+    return float(chdtrc(2 * several, total)) if several else 1.0
 
 
 def _weight(asked: ExperimentParams, plan: Plan, result: Result) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines import ledger
+from pipelines import amounts, ledger
 from pipelines.arms import WHOLE
 from pipelines.contracts import CHANGES, Release
 from pipelines.moments import parse_utc as moment
@@ -104,7 +104,7 @@ def _version(row: dict[str, Any]) -> str:
     """The version that serves, and beside it the one on trial with its share of the keys."""
     found = f"v{row['champion']}"
     if row.get("challenger") is not None:
-        share = "shadow" if row["stage"] == "shadow" else f"{row['weight'] / WHOLE:.0%}"
+        share = "shadow" if row["stage"] == "shadow" else amounts.share(row["weight"] / WHOLE)
         found += f" + v{row['challenger']} {share}"
     elif row.get("stage") == "soak":
         found += " soak"

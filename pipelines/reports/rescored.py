@@ -22,11 +22,16 @@ PARTS = ("", "rows", "mean", "5%", "median", "95%", "decided otherwise", "labell
 def headline(answer: dict[str, Any]) -> str:
     """What came out, in a sentence."""
     found = answer["replay"]
-    if not found["rows"]:
-        return f"version {answer['version']} answered no row of this span itself"
-    rows, same = found["rows"], found["rows"] - found["differ"] - found["unfit"]
-    share = found["identical"] / rows
-    said = f"{same:,} of {rows:,} logged scores come out again within {answer['tolerance']:g}, {share:.1%} bit by bit"
+    if found["rows"]:
+        rows, same = found["rows"], found["rows"] - found["differ"] - found["unfit"]
+        share = f"{found['identical'] / rows:.1%} bit by bit"
+        said = f"{same:,} of {rows:,} logged scores come out again within {answer['tolerance']:g}, {share}"
+    elif answer["version"] is None:
+        said = "no row of this span could be scored again"
+    else:
+        said = f"version {answer['version']} answered no row of this span itself"
+    if found["unread"]:
+        said += f"; {found['unread']:,} more rows lie in segments that are still open and were not scored"
     return said if answer["ok"] else f"{said}: {len(answer['problems'])} problem(s)"
 
 

@@ -48,7 +48,7 @@ def rescore(
     if candidate is not None and not any(one.version is None for one in problems):
         compared = _compared(params, settings, candidate, window)
     if not (replayed or compared or problems):
-        raise DataError(_nothing(settings, case, window, left_out))
+        raise DataError(_nothing(settings, case, window, left_out, unread))
     return {
         "case": case,
         "version": version,
@@ -116,12 +116,14 @@ def _compared(params: Params, settings: Settings, candidate: Version, window: Wi
     }
 
 
-def _nothing(settings: Settings, case: str, window: Window, left_out: int) -> str:
+def _nothing(settings: Settings, case: str, window: Window, left_out: int, unread: int) -> str:
     first, said = prediction_log.first_row(settings, case), ""
     if left_out:
         said = f" ({left_out:,} imported rows and declared defaults are no model's)"
     mend = "nothing was logged yet: serve rows first"
     if first is not None:
         mend = f"the oldest logged row is of {first.isoformat()}: give another span"
+    if unread:
+        mend = f"{unread:,} rows lie in segments that gateways still have open: try again in a minute"
     span = f"from {window.start.isoformat()} to {window.end.isoformat()}"
     return f"{case} has no row that a model answered {span}{said}: {mend}"

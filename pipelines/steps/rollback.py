@@ -8,7 +8,7 @@ from datetime import datetime
 from pipelines import ledger, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Release, Switch
-from pipelines.deploy import repository, switch
+from pipelines.deploy import repository, stages, switch
 from pipelines.errors import ConfigError, ConflictError
 from pipelines.params import Params
 from pipelines.registry import aliases
@@ -57,7 +57,8 @@ def run(
             )
             return Switch(case=case, serves=head.champion, was=history[-2].champion, changed=False, release=head)
         if from_version is not None and from_version != head.champion:
-            raise ConflictError(f"{case}: nothing was changed: {switch.told(head)}, not version {from_version}")
+            more = f"; {stages.told(newest)}: `rollout abort` ends that" if newest.challenger == from_version else ""
+            raise ConflictError(f"{case}: nothing was changed: {switch.told(head)}, not version {from_version}{more}")
         if from_version is None and head.action == "rollback":
             raise ConflictError(
                 f"{case}: nothing was changed: {switch.told(head)}, which took version {history[-2].champion} back; "

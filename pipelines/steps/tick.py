@@ -80,18 +80,19 @@ def run(
     version should get more traffic, or the ledger is away: nothing was written then.
     """
     case, url, now = params.case, settings.ledger, now or wall_time()
-    if (gone := ledger.retirement(url, case)) is not None:
-        return Tick(case=case, outcome="none", over=True, reason=str(gone))
     head = ledger.head(url, case)
     if head is None:
         return Tick(case=case, outcome="none", over=True, reason=f"{case} has no release yet")
     outcome, reason = "none", stages.told(head)
-    if stages.underway(head):
+    if (gone := ledger.retirement(url, case)) is not None:
+        reason = f"{gone}: {reason}"  # it goes on if the case is taken back, and so do the ticks
+    elif stages.underway(head):
         outcome, reason = _moved(params, settings, head, now, judge)
     elif as_of is not None:
         outcome, reason = _opened(params, settings, as_of, now)
-    newest = ledger.head(url, case) or head
-    over = _told(params, settings, newest) and not stages.underway(newest)
+    chain = ledger.chain(url, case)
+    newest = chain[-1]
+    over = _told(params, settings, chain) and not stages.underway(newest)
     if as_of is not None:
         over, why = _over(params, settings, as_of, newest, over)
         reason = f"{reason}; {why}" if why else reason
@@ -244,7 +245,8 @@ def whose(chain: Sequence[Release], trial: Trial, limits: GuardParams) -> window
         challenger=version,
         opened=trial.opened,
         window=timedelta(minutes=limits.window_minutes),
-        weights=[(row.trial.since, row.weight) for row in rows if row.trial is not None],
+        # The row that ends a rollout begins no stage: its `since` is that of the last one.
+        weights=[(row.trial.since, row.weight) for row in rows if row.trial is not None and stages.underway(row)],
     )
 
 
@@ -348,10 +350,16 @@ def _over(params: Params, settings: Settings, as_of: datetime, newest: Release, 
     return became != "opened", f"version {candidate.version}: {became}{f' by row {row.seq}' if row else ''}"
 
 
-def _told(params: Params, settings: Settings, newest: Release) -> bool:
-    """Whether people know that the guard took a version back, if the newest row says so."""
-    if newest.actor != GUARD or newest.action not in {"abort", "rollback"}:
+def _told(params: Params, settings: Settings, chain: Sequence[Release]) -> bool:
+    """Whether people know that the guard took a version back, if it did so by the newest row.
+
+    Or by the one before the rollout that is under way: the next candidate may be on trial before anybody was told.
+    """
+    ended = chain[-1]
+    if ended.trial is not None and stages.underway(ended):
+        ended = chain[stages.of_trial(chain, ended.trial)[0].seq - 2]  # the first row of a case is no rollout's
+    if ended.actor != GUARD or ended.action not in {"abort", "rollback"}:
         return True
-    done = runs.tell_once(params, settings, runs.rollout_aborted(params, settings.runbooks, newest))
+    done = runs.tell_once(params, settings, runs.rollout_aborted(params, settings.runbooks, ended))
     storage.failpoint("tick", "told")
     return done

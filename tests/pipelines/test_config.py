@@ -255,6 +255,13 @@ def mistakes(tmp_path, case: str, *changes: tuple[str, str]) -> dict[str, str]:
         ("loans", '"0 2 * * *"', '"every day"', "schedule.drift", "is no cron expression"),
         ("loans", '"0 3 * * 1"', '"0 0 30 2 *"', "schedule.training", "never comes"),
         ("loans", '"0 3 * * 1"', '"0 0 31 4,6,9,11 *"', "schedule.training", "never comes"),
+        (
+            "bank",
+            "  device: cpu",
+            "  device: cpu\nrollout: {preset: safe, key: jbo}",
+            "rollout.key",
+            "no field or attribute of the case: did you mean 'job'",
+        ),
         ("bank", "  device: cpu", "  device: cpu\n  instances: 0", "serving.instances", "greater than or equal to 1"),
         ("bank", "  device: cpu", "  device: cpu\n  instance: 2", "serving.instance", "did you mean 'instances'"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines import amounts
 from pipelines.arms import WHOLE
 from pipelines.contracts import ELSEWHERE, Decision, Release, Trigger
 from pipelines.drift_report import UNJUDGED, Action, DriftReport, Held, State, WindowFigures
@@ -73,7 +74,7 @@ def moved(row: Release, stages: Sequence[Release]) -> tuple[int, str]:
     """The version that a row of the releases is about, and what became of it; ``stages`` are the rows of rollouts."""
     said = MOVES.get(row.action, row.action)
     if row.challenger is not None:
-        share = "in shadow" if row.stage == "shadow" else f"answers {row.weight / WHOLE:.0%}"
+        share = "in shadow" if row.stage == "shadow" else f"answers {amounts.share(row.weight / WHOLE)}"
         return row.challenger, f"{said}: {share}"
     if row.action == "abort":
         tried = [one.challenger for one in stages if one.seq < row.seq and one.challenger is not None]

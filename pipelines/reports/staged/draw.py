@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from pipelines.amounts import share
 from pipelines.reports.daily.axes import LEFT, RIGHT, WIDTH, Tick, rounded
 from pipelines.reports.staged.view import Compared, Estimate, Event, Guarded, View
-from pipelines.reports.staged.words import moment, share
+from pipelines.reports.staged.words import moment
 
 TOP, BOTTOM = 16, 28
 LOW, TALL = 150, 280

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipelines.amounts import amount
+from pipelines.amounts import amount, share
 from pipelines.reports.daily.figures import count
 from pipelines.reports.staged import draw, words
 from pipelines.reports.staged.template import TEMPLATE
@@ -18,7 +18,7 @@ def page(view: View) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "moment": words.moment,
-        "share": words.share,
+        "share": share,
         "count": count,
         "amount": amount,
         "e": _e_value,

@@ -11,7 +11,7 @@ from pipelines.contracts import Action, Stage
 
 @dataclass(frozen=True)
 class Event:
-    """One row of the ledger: from ``at`` on the challenger meets ``share`` of all keys."""
+    """One row of the ledger: from ``at`` on the version that the rollout is about answers ``share`` of all keys."""
 
     seq: int
     at: datetime

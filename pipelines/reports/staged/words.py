@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from pipelines.amounts import share
 from pipelines.reports.staged.view import View
 
-TAKEN_BACK = ("abort", "rollback")
-"""The actions after which the challenger answers nobody any more."""
 BY = {"guard": "the guard", "rollout": "its experiment"}
 """Who takes a challenger back, where no person does."""
 
@@ -15,23 +14,28 @@ BY = {"guard": "the guard", "rollout": "its experiment"}
 def headline(view: View) -> str:
     """What became of the challenger, or where it is."""
     last, name = view.last, f"Version {view.challenger}"
-    if last.action in TAKEN_BACK:
+    if taken_back(view):
         return f"{name} was taken back by {BY.get(last.who, last.who)} after {length(view.until - view.opened)}"
-    if last.stage == "soak":
-        return f"{name} answers everybody, and is watched"
-    if last.action in {"promote", "release", "settle"}:
+    if view.over is not None and last.share:
         return f"{name} serves"
     if view.over is not None:
         return f"The rollout of version {view.challenger} is over: another one took its place"
+    if last.stage == "soak":
+        return f"{name} answers everybody, and is watched"
     held = ", held by a person" if view.held else ""
     if last.stage == "shadow":
         return f"{name} is on trial in shadow: it answers nobody yet{held}"
     return f"{name} is on trial: it answers {share(last.share)} of all keys{held}"
 
 
+def taken_back(view: View) -> bool:
+    """Whether somebody ended the rollout, by whatever order, so that the challenger answers nobody any more."""
+    return view.over is not None and not view.last.share and view.last.action != "open"
+
+
 def tone(view: View) -> str:
     """The colour of the headline."""
-    if view.last.action in TAKEN_BACK:
+    if taken_back(view):
         return "bad"
     return "watch" if view.held or (view.compared is not None and view.compared.unsplit) else "good"
 
@@ -63,18 +67,9 @@ def met(view: View) -> str:
     own, every = challenger.answered + challenger.failed, 0
     every = own + champion.answered + champion.failed
     told = f"{own:,} of {every:,} rows since it was opened ({own / max(every, 1):.1%}) met version {view.challenger}"
-    if view.last.action in TAKEN_BACK:
+    if taken_back(view):
         return f"{told} before it was taken back; {challenger.failed:,} of them had no answer of its own."
     return f"{told}; {challenger.failed:,} of them had no answer of its own."
-
-
-def share(value: float) -> str:
-    """A share of all keys.
-
-    >>> share(0.05), share(0.0525), share(1)
-    ('5%', '5.25%', '100%')
-    """
-    return f"{100 * value:.4g}%"
 
 
 def moment(at: datetime) -> str:

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from pipelines import ledger
 from pipelines.arms import challenged
+from pipelines.audit import within
 from pipelines.contracts import CHANGES, Order, Release
 from pipelines.deploy import stages
 from pipelines.deploy.rollout import settled
@@ -33,6 +34,13 @@ PLANS = {
     "careful": RolloutParams.model_validate({"preset": "careful", "soak_minutes": 30}),
     "blue-green": RolloutParams.model_validate({"soak_minutes": 10}),
     "replace": RolloutParams.model_validate({"preset": "safe", "meanwhile": "replace"}),
+    "bandit": RolloutParams.model_validate(
+        {
+            "steps": [0.3, 0.6, 1.0],
+            "soak_minutes": 10,
+            "experiment": {"outcome": "label", "horizon_hours": 1, "bandit": True, "bounds": [0.1, 0.9]},
+        }
+    ),
 }
 KEYS = [f"customer-{number}" for number in range(40)]
 CASES = count()
@@ -91,13 +99,14 @@ class Rollouts(RuleBasedStateMachine):
         self.stale = before
         return True
 
-    @rule(plan=st.sampled_from(sorted(PLANS)))
-    def train(self, plan: str) -> None:
+    @rule(plan=st.sampled_from(sorted(PLANS)), by_hand=st.booleans())
+    def train(self, plan: str, by_hand: bool) -> None:
         """A candidate that the gate promoted: it opens its rollout if it may, else it waits or takes the place."""
         self.version += 1
         declared = PLANS[plan]
         if not stages.underway(self.head) or declared.meanwhile == "replace":
-            assert self._append(stages.open_, candidate(self.version), declared, self._said())
+            own = candidate(self.version).model_copy(update={"by_hand": by_hand})
+            assert self._append(stages.open_, own, declared, self._said())
 
     @precondition(lambda self: self.head.challenger is not None)
     @rule(times=st.integers(1, 4))
@@ -107,6 +116,12 @@ class Rollouts(RuleBasedStateMachine):
             if self.head.challenger is not None:
                 assert self._append(stages.advance, self._said())
                 self.one_champion()
+
+    @precondition(lambda self: _weighed(self.head))
+    @rule(weight=st.integers(1000, 9000))
+    def weigh(self, weight: int) -> None:
+        """A bandit moves the weight, up or down."""
+        assert self._append(lambda head, word: stages.weigh(head, weight, word), self._said())
 
     @precondition(lambda self: stages.underway(self.head))
     @rule()
@@ -180,10 +195,21 @@ class Rollouts(RuleBasedStateMachine):
                     before.trial.opened,
                     before.trial.plan,
                 )
-                assert row.weight >= before.weight
-                assert not [key for key in KEYS if _arm(before, key) and not _arm(row, key)]
+                if not (_weighed(before) and _weighed(row)):
+                    assert row.weight >= before.weight
+                    assert not [key for key in KEYS if _arm(before, key) and not _arm(row, key)]
             if row.action == "promote" and row.stage == "soak" and before.challenger is not None:
                 assert row.champion == before.challenger
+
+    @invariant()
+    def the_audit_finds_nothing(self) -> None:
+        """Whatever was done by the rules, no row looks as if somebody had written it past them."""
+        if not hasattr(self, "case"):
+            return
+        rows, wrong, _ = ledger.stored(self.url, self.case)
+        assert wrong == []
+        # These candidates have no verdicts: that is not what is asked here.
+        assert [one for one in within(self.case, rows) if "verdict" not in one.problem] == []
 
     @invariant()
     def who_was_taken_back_does_not_come_back(self) -> None:
@@ -196,6 +222,11 @@ class Rollouts(RuleBasedStateMachine):
                 found = settled(chain, row.trial.candidate_key, 0, self.head.champion, self.head.as_of)
                 assert found is not None
                 assert found[0] in {"aborted", "already_released"}
+
+
+def _weighed(row: Release) -> bool:
+    """Whether a bandit is at work."""
+    return row.challenger is not None and "experiment" in row.trial.plan and row.trial.step == 0
 
 
 def _arm(row: Release, key: str) -> bool:

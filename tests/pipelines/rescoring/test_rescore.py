@@ -1,5 +1,6 @@
 """pipelines/rescoring: what was answered comes out again, what does not is named, and a candidate is set beside."""
 
+import fcntl
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from tests.pipelines.candidates import CASE, T0
 from tests.pipelines.data import loglines
 from tests.pipelines.rescoring.state import (
     FIELDS,
+    as_of,
     bundle,
     lines,
     log,
@@ -356,6 +358,28 @@ def test_a_person_reads_a_table(settings):
     assert "180 of 180 logged scores come out again within 1e-06, 100.0% bit by bit" in text
     assert "version 3 answered no row of this span itself" in text
     assert "artefact: " in text
+
+
+def test_a_person_reads_what_was_not_read(settings):
+    """Rows in a segment that a worker still has open, and a span of which nothing could be read, are told of.
+
+    Both at a terminal and on the page.
+    """
+    from pipelines.reports import rescored
+
+    folder = settings.prediction_log / CASE / "predictions"
+    (folder / "w-000002.jsonl").rename(folder / "w-000002.jsonl.open")
+    with (folder / "w-000002.jsonl.open").open("rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        answer = of_all(settings.model_copy(update={"log_close_seconds": 0.0}))
+        with pytest.raises(DataError, match="60 rows lie in segments that gateways still have open: try again"):
+            rescore(PARAMS, settings.model_copy(update={"log_close_seconds": 0.0}), as_of(2), EVER.end)
+    told = "60 more rows lie in segments that are still open and were not scored"
+    assert (answer["replay"]["rows"], answer["replay"]["unread"]) == (120, 60)
+    assert told in rescored.headline(answer)
+    assert told in rescored.page(answer)
+    edited(folder / "w-000001.jsonl", lambda told: told[1:], sealed=False)
+    assert rescored.headline(of_all(settings)) == "no row of this span could be scored again: 1 problem(s)"
 
 
 # --- the daily proof ----------------------------------------------------------------------------

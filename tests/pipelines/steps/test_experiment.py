@@ -48,11 +48,13 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(home=tmp_path, triton_grpc=f"127.0.0.1:{free_port()}", actor="ada", log_close_seconds=0)
 
 
-def begun(settings: Settings, declared: dict) -> datetime:
-    """When the rollout of the second candidate was opened."""
-    head, now = first(settings.ledger, CASE), wall_time()
+def begun(settings: Settings, declared: dict, *, by_hand: bool = False) -> datetime:
+    """When the rollout of the second candidate was opened: ten past, as looks are whole hours of the wall clock."""
+    ten = timedelta(minutes=10)
+    head, now = first(settings.ledger, CASE), (wall_time() - ten).replace(minute=0, second=0, microsecond=0) + ten
     word = stages.Said(actor="ada", reason="a candidate", now=now, as_of=head.as_of)
-    ledger.append(settings.ledger, stages.open_(head, candidate(2), RolloutParams.model_validate(declared), word))
+    second = candidate(2).model_copy(update={"by_hand": by_hand})
+    ledger.append(settings.ledger, stages.open_(head, second, RolloutParams.model_validate(declared), word))
     return now
 
 
@@ -165,6 +167,17 @@ def test_arms_that_are_not_split_as_declared_are_not_compared(settings):
     assert (found.outcome, "300 and 100 units are not split as the weight says" in found.reason) == ("holds", True)
 
 
+@pytest.mark.parametrize(("share", "met", "of"), [(0.01, 1, 1), (0.05, 1, 1), (0.05, 6, 20), (0.9, 0, 3)])
+def test_few_units_are_no_wrong_split(settings, share, met, of):
+    """The first customers may all meet one arm: that comes by chance more often than what is told."""
+    declared = {"steps": [share, 1.0], "experiment": OPEN_END}
+    began = begun(settings, declared)
+    served(settings, began, 0.2, 0.5, units=of, split=met / of)
+    found = ticked(settings, declared, began + 4 * HOUR)
+    assert "not split" not in found.reason
+    assert "no difference yet" in found.reason
+
+
 def test_a_bandit_moves_the_weight_within_bounds_once_a_day(settings):
     """It gives the likelier arm more keys, up or down, by rows whose step stays; not before its time, and no further.
 
@@ -190,6 +203,23 @@ def test_a_bandit_moves_the_weight_within_bounds_once_a_day(settings):
     assert (found.challenger.begun, found.champion.begun, found.split > 0.5) == (150 + 160, 150 + 40, True)
     with pytest.raises(ConflictError, match="not within 3000 and 8000"):
         stages.weigh(ledger.head(settings.ledger, CASE), 9000, stages.Said(actor="a", reason="r", now=now, as_of=now))
+
+
+def test_a_step_takes_no_key_back_that_a_bandit_gave(settings):
+    """Once its experiment is over a rollout's weights only rise: the next step begins where the bandit was, if above.
+
+    The audit finds nothing in such a rollout.
+    """
+    declared = {"steps": [0.5, 0.75, 1.0], "experiment": OPEN_END | {"bandit": True}}
+    began = begun(settings, declared)
+    word = stages.Said(actor="rollout", reason="r", now=began, as_of=wall_time())
+    for move in (lambda head: stages.weigh(head, 9000, word), lambda head: stages.advance(head, word)):
+        ledger.append(settings.ledger, move(ledger.head(settings.ledger, CASE)))
+    head = ledger.head(settings.ledger, CASE)
+    assert (head.stage, head.trial.step, head.weight) == ("canary", 1, 9000)
+    assert "a lower share" not in str(audit(settings, CASE)["findings"])
+    ledger.append(settings.ledger, stages.advance(head, word))
+    assert [row[-1] for row in rows(settings)[1:]] == [5000, 9000, 9000, 10_000]
 
 
 def test_nothing_but_a_bandit_moves_a_weight_within_a_step(settings):

@@ -9,16 +9,18 @@ import re
 import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from pipelines import cli, ledger, storage
 from pipelines.audit import audit
+from pipelines.cli import rolling
 from pipelines.contracts import Order
-from pipelines.deploy import moves, repository, rollout, stages
+from pipelines.deploy import moves, repository, rollout, scheduler, stages
 from pipelines.deploy.stages import on_trial
-from pipelines.errors import Unavailable
+from pipelines.errors import ConflictError, Unavailable
 from pipelines.guard.decide import decide
 from pipelines.guard.evidence import Answer, Seen
 from pipelines.params import RolloutParams
@@ -156,6 +158,19 @@ def test_a_candidate_waits_for_its_turn(settings):
     assert rows(settings)[-1] == ("open", 1, 3, "canary", 500)
 
 
+def test_people_hear_of_a_version_that_was_taken_back_though_the_next_one_is_on_trial_already(settings, caplog):
+    """A tick dies after the guard's row, and the next candidate's tick comes first: it opens that one, and tells."""
+    for number in (1, 2, 3):
+        train(settings, number)
+    head = ledger.head(settings.ledger, CASE)
+    ledger.append(settings.ledger, stages.abort(head, moves.said(params(), head, actor="guard", reason="it is slow")))
+    assert ticked(settings, 7, of=3).action == "open"
+    assert "the guard took back a version on trial: it is slow" in caplog.text
+    for _ in range(2):
+        assert not ticked(settings, 8, of=3).over
+    assert [row["event"] for row in ledger.deliveries(settings.ledger, CASE)] == ["claimed", "delivered"]
+
+
 def test_a_candidate_that_waited_too_long_is_stale(settings):
     """A candidate was judged against a champion: once the other one has taken that place, it is over."""
     train(settings, 1)
@@ -284,15 +299,23 @@ def test_the_guard_sees_what_was_logged(settings):
     assert "challenger" in found.reason or "failed" in found.reason
 
 
-def test_a_retired_case_has_no_rollout_any_more(settings):
-    """A tick of a case that is out of service, or that has no release, writes nothing and is the last one."""
+def test_a_retired_case_has_no_rollout_that_moves(settings):
+    """A tick of a case that is out of service writes nothing, whatever the guard says; without a release it is over.
+
+    Taken back into service the case has its rollout and the candidate that waits, so ticks must go on until then.
+    """
     assert ticked(settings, 1, of=None).over
-    train(settings, 1)
-    train(settings, 2)
+    for number in (1, 2, 3):
+        train(settings, number)
     ledger.set_retired(settings.ledger, CASE, retired=True, reason="a break", actor="ada")
-    found = ticked(settings, 31)
-    assert (found.over, found.outcome, "a break" in found.reason) == (True, "none", True)
+    for of in (None, 2, 3):
+        found = ticked(settings, 31, "fail", of=of)
+        assert (found.over, found.outcome, "a break" in found.reason) == (False, "none", True)
     assert len(rows(settings)) == 2
+    ledger.set_retired(settings.ledger, CASE, retired=False, reason="back", actor="ada")
+    assert ticked(settings, 32, "fail", of=2).action == "abort"
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="for good", actor="ada")
+    assert [ticked(settings, 33, of=of).over for of in (None, 2, 3)] == [True, True, False]
 
 
 def test_people_hear_of_a_rollout_that_does_not_move(settings, caplog):
@@ -360,6 +383,62 @@ def test_people_move_a_rollout(settings, order):
     assert (code, said["underway"], said["champion"], said["rows"][-1]["action"]) == (0, False, 1, "abort")
 
 
+def test_a_person_sees_that_a_retired_case_moves_nothing(settings, order):
+    """`rollout status` of a case that is out of service says so: nobody is answered, whatever its newest row is."""
+    train(settings, 1)
+    train(settings, 2)
+    ledger.set_retired(settings.ledger, CASE, retired=True, reason="a break", actor="ada")
+    says = order("status")[1]["says"]
+    assert "is retired since" in says
+    assert says.endswith("version 2 on trial beside version 1 answers 5.00%")
+    assert order("advance", "go")[0] == 1
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_person_hears_that_nobody_moves_a_rollout(settings, monkeypatch, caplog, paused):
+    """A rollout that is started by hand asks Airflow for ticks; where the DAG is paused none come, which is told."""
+    train(settings, 1)
+    registered(settings, month(2), 2, bias=0.2, champion=1)
+    asked = []
+    airflow = SimpleNamespace(
+        trigger_dag=lambda dag, run, *_a, **_more: asked.append((dag, run)), paused=lambda _dag: paused
+    )
+    monkeypatch.setattr(scheduler, "client", lambda _settings: airflow)
+    rolling.run(params(), settings, "start", "by hand", version=2)
+    assert asked == [(f"{CASE}_rollout", "row__2")]
+    assert (f"{CASE}_rollout is paused" in caplog.text) == paused
+
+
+def test_a_preset_by_hand_gives_the_stages_alone(settings):
+    """What else the case declares stays: whose keys keep their arm, what the guard allows, the mirror and the soak.
+
+    Its experiment does not: a person who names stages has no question to be answered in them.
+    """
+    declared = {
+        "steps": [0.5, 1.0],
+        "hold": {"minutes": 3},
+        "shadow": {"rows": 5},
+        "key": "job",
+        "mirror": True,
+        "soak_minutes": 7,
+        "guard": {"errors": 0.2, "loss": None},
+        "experiment": {"outcome": "label", "horizon_hours": 1},
+    }
+    train(settings, 1)
+    train(settings, 2, declared)
+    rolling.run(params(declared), settings, "abort", "later")
+    rolling.run(params(declared), settings, "start", "again", version=2, preset="safe")
+    plan = stages.plan_of(ledger.head(settings.ledger, CASE).trial)
+    safe = RolloutParams(preset="safe")
+    assert (plan.preset, plan.shadow, plan.steps, plan.hold) == ("safe", None, safe.steps, safe.hold)
+    assert (plan.key, plan.mirror, plan.soak_minutes, plan.experiment) == ("job", True, 7, None)
+    assert (plan.guard.errors, plan.guard.loss) == (0.2, None)
+    rolling.run(params(declared), settings, "abort", "later")
+    bare = {"guard": None}
+    rolling.run(params(bare), settings, "start", "again", version=2, preset="careful")
+    assert stages.plan_of(ledger.head(settings.ledger, CASE).trial) == RolloutParams(preset="careful")
+
+
 def test_people_end_a_rollout(settings, order, monkeypatch):
     """`abort` gives the champion all its keys back; nobody goes on to a version that does not answer."""
     train(settings, 1)
@@ -384,6 +463,8 @@ def test_a_rollback_ends_a_rollout(settings, monkeypatch):
     train(settings, 2, "instant")
     train(settings, 3, champion=2)
     monkeypatch.setattr(rollback, "load_fields", lambda _case: None)
+    with pytest.raises(ConflictError, match=r"not version 3; version 3 on trial .* `rollout abort` ends that"):
+        rollback.run(params(), settings, reason="bad", actor="ada", from_version=3)
     answer = rollback.run(params(), settings, reason="bad", actor="ada")
     assert (answer.serves, rows(settings)[-1]) == (1, ("rollback", 1, None, "full", 10_000))
     found = ticked(settings, 1, of=3)
@@ -432,6 +513,18 @@ def test_what_people_see_of_a_rollout(settings):
         ["v1", "abort"],
     ]
     assert "a fail" in lines[2]
+
+
+def test_a_small_share_is_not_told_as_none(settings):
+    """Half a percent of all keys is no 0%: neither in the history nor in the status."""
+    train(settings, 1)
+    train(settings, 2, {"steps": [0.005, 1.0]})
+    drawn = io.StringIO()
+    console = Console(file=drawn, width=200)
+    console.print(history.table(CASE, history.releases(settings, CASE), history.verdicts(settings, CASE)))
+    assert "v1 + v2 0.5%" in drawn.getvalue()
+    console.print(rolling.table(rolling.status(params(), settings)))
+    assert " 0.5%" in drawn.getvalue().partition("rollout of")[2]
 
 
 @pytest.mark.parametrize(
