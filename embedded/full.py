@@ -42,6 +42,8 @@ LOCAL = (
     "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT",
     "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS",
     "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS",
+    "AIRFLOW__OPENLINEAGE__TRANSPORT",
+    "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD",
 )
 """Airflow's settings that a machine's own processes keep from the embedded stack."""
 PACKAGE_OF = {"airflow": "apache-airflow-core", "mlflow": "mlflow"}

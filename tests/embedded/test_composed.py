@@ -88,6 +88,21 @@ def test_airflow_knows_no_sqlite_and_no_open_door(tmp_path):
     assert not [name for name in env if name.endswith(("FERNET_KEY", "JWT_SECRET", "SQL_ALCHEMY_CONN"))]
 
 
+def test_openlineage_is_told_where_to_go(tmp_path, monkeypatch):
+    """Both profiles send their steps to the backend of ``OPENLINEAGE_URL``, in the same way."""
+    monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9999")
+    told = [
+        {
+            name: value
+            for name, value in full_environment(tmp_path, PORTS, profile=profile).items()
+            if "LINEAGE__" in name
+        }
+        for profile in ("embedded", "full")
+    ]
+    assert told[0] == told[1]
+    assert "127.0.0.1:9999" in told[0]["AIRFLOW__OPENLINEAGE__TRANSPORT"]
+
+
 def test_missing_programs_are_named_with_their_packages(monkeypatch):
     """Without the servers' programs nothing starts, and one command says what to install."""
     monkeypatch.setattr(full.shutil, "which", lambda _program: None)
