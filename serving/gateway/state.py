@@ -226,7 +226,7 @@ class Gateway:
             if closed and segments is case.predictions_log:
                 # Every client-made id in them is indexed already; without the mark a start would read them again, no
                 # more.
-                with suppress(Unavailable):
+                with suppress(Unavailable, Refused):  # which the log says
                     async with case.alone:
                         await case.index.begin()
                         with case.index.writing():
