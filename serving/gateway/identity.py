@@ -8,16 +8,18 @@ the same id agree: look up, log and remember are one transaction, so the second 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -109,7 +111,7 @@ class Index:
         self._path = path
         self._folder = folder
         self._names = tuple(names)
-        self._connection = _connect(path)
+        self._connection, self._inode = _connect(path)
 
     def close(self) -> None:
         """Close the database."""
@@ -174,7 +176,21 @@ class Index:
         self._connection.execute(query, (position.segment, position.end))
 
     def catch_up(self) -> int:
-        """Index what the log holds beyond the index; returns the number of lines read."""
+        """Index what the log holds beyond the index, which is made anew if it is damaged; returns the lines read."""
+        try:
+            lines = self._caught_up()
+        except PerennialError as error:
+            if not _is_damage(error.__cause__):
+                raise
+            damaged = self._connection  # open until it is replaced: nothing else has its inode's number meanwhile
+            self._connection, self._inode = _connect(self._path, self._inode)
+            damaged.close()
+            lines = self._caught_up()
+        if lines:
+            log.info("%s: %d line(s) of the log indexed", self._path, lines)
+        return lines
+
+    def _caught_up(self) -> int:
         self._connection.execute(f"PRAGMA busy_timeout = {int(REBUILD_SECONDS * 1000)}")
         try:
             try:
@@ -182,21 +198,18 @@ class Index:
             except sqlite3.Error as error:
                 raise self._away(error) from error
             with self.writing():
-                lines = self._catch_up()
+                return self._catch_up()
         finally:
             self._connection.execute(_PATIENCE)
-        if lines:
-            log.info("%s: %d line(s) of the log indexed", self._path, lines)
-        return lines
 
     def _catch_up(self) -> int:
         # synchronous=OFF survives a killed process, not a power cut: what is older than the running system is not
         # believed.
         facts = dict(self._connection.execute("SELECT name, value FROM facts"))
         wanted = {"format": FORMAT, "boot": _boot_id()}
-        paths = {path.name.removesuffix(OPEN): path for path in sorted(self._folder.glob("*.jsonl*"))}
+        paths = {path.name.removesuffix(OPEN): path for path in sorted(self._folder.glob("[!.]*.jsonl*"))}
         done = dict(self._connection.execute("SELECT name, bytes FROM segments"))
-        ahead = any(name in paths and _where_it_is(paths[name]).stat().st_size < size for name, size in done.items())
+        ahead = any(name in paths and _size(paths[name]) < size for name, size in done.items())
         if facts != wanted or ahead:
             # Dropped, not emptied: another format may have other columns. Statement by statement, as executescript
             # would commit.
@@ -206,17 +219,21 @@ class Index:
                 self._connection.execute(statement)
             self._connection.executemany("INSERT INTO facts VALUES (?, ?)", wanted.items())
             done = {}
-        return sum(self._index(_where_it_is(path), name, done.get(name, 0)) for name, path in paths.items())
+        return sum(self._index(path, name, done.get(name, 0)) for name, path in paths.items())
 
     def _index(self, path: Path, name: str, start: int) -> int:
-        if path.stat().st_size <= start:
+        try:
+            file = _opened(path)
+        except FileNotFoundError:
             return 0
-        if path.suffix == CLOSED:
-            try:
-                read_closed(path)
-            except IntegrityError as error:  # whole lines are still the best there is to find a repeated id by
-                log.error("%s", error)  # noqa: TRY400 - it says all there is to say
-        with path.open("rb") as file:
+        with file:
+            if os.fstat(file.fileno()).st_size <= start:
+                return 0
+            if Path(file.name).suffix == CLOSED:
+                try:
+                    read_closed(Path(file.name))
+                except IntegrityError as error:  # whole lines are still the best there is to find a repeated id by
+                    log.error("%s", error)  # noqa: TRY400 - it says all there is to say
             file.seek(start)
             end = start
             answers = []
@@ -277,16 +294,37 @@ class Index:
         )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _is_damage(error: BaseException | None) -> bool:
+    """Whether an error says that a file is no database, or not a whole one."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _connect(path: Path, damaged: int | None = None) -> tuple[sqlite3.Connection, int]:
+    """A connection, and the inode of its file: another one than ``damaged``.
+
+    One worker at a time: else one could remove what another has just made anew, and each would have ids of its own.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return _prepared(path)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:
-        log.warning("%s is damaged: it is made anew from the log", path)
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        return _prepared(path)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if damaged is not None and path.exists() and path.stat().st_ino == damaged:
+            _remove(path)
+        try:
+            connection = _prepared(path)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            _remove(path)
+            connection = _prepared(path)
+        return connection, path.stat().st_ino
+    finally:
+        os.close(folder)
+
+
+def _remove(path: Path) -> None:
+    log.warning("%s is damaged: it is made anew from the log", path)
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _prepared(path: Path) -> sqlite3.Connection:
@@ -301,11 +339,19 @@ def _prepared(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _where_it_is(path: Path) -> Path:
-    """The segment's path now: a living worker may have closed it meanwhile."""
-    if path.exists():
-        return path
-    return path.with_name(path.name.removesuffix(OPEN))
+def _opened(path: Path) -> BinaryIO:
+    """The segment, which a living worker may have closed meanwhile. Raises FileNotFoundError if it has no line left."""
+    with suppress(FileNotFoundError):
+        return path.open("rb")
+    return path.with_name(path.name.removesuffix(OPEN)).open("rb")
+
+
+def _size(path: Path) -> int:
+    try:
+        with _opened(path) as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _boot_id() -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from pipelines.contracts import Stage
 from pipelines.params import Slo
@@ -295,6 +295,7 @@ def _kept(metric: M) -> M:
 def _forget_dead_workers(folder: Path) -> None:
     """Drop the gauges of workers that were killed; what they counted stays counted."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*.db")}:
-        if not Path("/proc", pid).exists():
-            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+    # Not by mark_process_dead, which fails where another worker that starts does the same.
+    for path in folder.glob("gauge_live*.db"):
+        if not Path("/proc", path.stem.rpartition("_")[2]).exists():
+            path.unlink(missing_ok=True)

@@ -127,7 +127,7 @@ def _parts(body: bytes, length: str) -> tuple[bytes, bytes]:
     """A body's JSON, and the bytes of tensors that follow it."""
     if not length:
         return body, b""
-    if not (length.isascii() and length.isdigit() and int(length[:20]) <= len(body)):
+    if not (length.isascii() and length.isdigit() and len(length) <= 20 and int(length) <= len(body)):
         raise Refused(400, "shape", f"{HEAD} must be the number of the body's first bytes that are JSON")
     return body[: int(length)], body[int(length) :]
 

@@ -53,7 +53,9 @@ LONGEST_INTEGER = 400
 """Digits that are read of one: with so many it is beyond every float."""
 Time = Annotated[datetime, Meta(tz=True)]
 """An ISO 8601 time with seconds and a zone."""
-_Id = Annotated[str, Meta(pattern=ID_PATTERN)]
+# The end that Python's ``$`` means may have a line end after it.
+_ID, _FIGURE = (pattern.removesuffix("$") + r"\Z" for pattern in (ID_PATTERN, FIGURE_PATTERN))
+_Id = Annotated[str, Meta(pattern=_ID)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Figure(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A business figure as posted."""
 
     prediction_id: _Id
-    name: Annotated[str, Meta(pattern=FIGURE_PATTERN)]
+    name: Annotated[str, Meta(pattern=_FIGURE)]
     value: Annotated[float, Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
     revision: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     event_time: Time | UnsetType = UNSET
@@ -506,14 +508,14 @@ def _class(name: str, classes: tuple[str, ...]) -> Check:
 
 
 def _id_check(value: object) -> Problem | None:
-    if isinstance(value, str) and re.fullmatch(ID_PATTERN.removesuffix("$"), value):
+    if isinstance(value, str) and re.match(_ID, value):
         return None
     allowed = "must be 1 to 128 letters, digits or . _ : / @ + = -, starting with a letter or digit"
     return Problem("prediction_id", "prediction_id", allowed)
 
 
 def _name_check(value: object) -> Problem | None:
-    if isinstance(value, str) and re.fullmatch(FIGURE_PATTERN.removesuffix("$"), value):
+    if isinstance(value, str) and re.match(_FIGURE, value):
         return None
     return Problem("name", "name", "must be a letter, then letters, digits and _, at most 64 in all")
 

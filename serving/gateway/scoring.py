@@ -118,7 +118,8 @@ async def _released(
             scores = await scored_by(gateway, case, previous, rows, deadline, soon)
         except Unavailable:
             raise error from None
-        _flag(gateway, case, PREVIOUS, str(error))
+        if case.route is not None and case.route.champion is champion:  # not one of before, that is none any more
+            _flag(gateway, case, PREVIOUS, str(error))
         return Given(previous.number, scores)
     if route is not None and champion is route.champion:  # not a challenger that was asked for by its number
         _flag(gateway, case, "", "")

@@ -23,9 +23,10 @@ from serving.gateway.cases import Case, open_case
 from serving.gateway.metrics import Metrics
 from serving.gateway.protections import Door
 from serving.gateway.refusal import Refused
-from serving.gateway.routing import Routing
+from serving.gateway.routing import Route, Routing
 from serving.gateway.settings import Bounds
 from serving.gateway.triton import Triton
+from serving.gateway.versions import Version
 
 LEAST_FREE = 64 * 1024
 """Bytes without which the disk counts as full: less than the rows of one request."""
@@ -177,6 +178,9 @@ class Gateway:
         """Ask the ledger who answers for these cases; while it is away, nothing changes."""
         asked = {name: (case.fields, case.route) for name, case in cases.items()}
         for name, route in (await asyncio.to_thread(self.routing.poll, asked)).items():
+            if cases[name].standing_in and _champion(route) is not _champion(cases[name].route):
+                cases[name].standing_in = ""  # who stood in did so for another one; the next request sees who answers
+                self.metrics.fallback.labels(name).set(0)
             cases[name].route = route
             if self.cases.get(name) is cases[name]:  # not removed meanwhile
                 self.routing.show(name, route)
@@ -226,12 +230,16 @@ class Gateway:
             if closed and segments is case.predictions_log:
                 # Every client-made id in them is indexed already; without the mark a start would read them again, no
                 # more.
-                with suppress(Unavailable):
+                with suppress(Unavailable, Refused):  # which the log says
                     async with case.alone:
                         await case.index.begin()
                         with case.index.writing():
                             for position in closed:
                                 case.index.mark(position)
+
+
+def _champion(route: Route | None) -> Version | None:
+    return None if route is None else route.champion
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

@@ -10,7 +10,7 @@ Source: https://github.com/open-inference/open-inference-protocol (REST and gRPC
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -162,7 +162,7 @@ def body(fields: Fields, tensors: Sequence[Tensor], most: int) -> bytes:
     found = found or [{} for _ in range(rows)]
     for name in OPTIONAL:
         for row, value in zip(found, columns.get(name, ()), strict=False):
-            if value:  # an empty one is left out
+            if value not in (None, ""):  # an empty one is left out
                 row[name] = value
     return _encode({"rows": found})
 
@@ -222,7 +222,7 @@ def _texts(tensor: Tensor, field: Field | None, label: str | None, rows: int) ->
             except UnicodeDecodeError as error:
                 about = f"row {row}: {label}: the bytes are not UTF-8"
                 raise Refused(422, "not_unicode", about, field=label, row=row, rows=rows) from error
-        found.append(None if empty_is_missing and not text else text)
+        found.append(None if empty_is_missing and text == "" else text)
     return found
 
 
@@ -243,10 +243,12 @@ def _shape(field: Field) -> list[int]:
     return [-1]
 
 
-def flattened(data: Any) -> Iterable[Any]:
-    """The elements of nested lists, in their order."""
-    if isinstance(data, list):
-        for one in data:
-            yield from flattened(one)
-    else:
-        yield data
+def flattened(data: Any) -> Iterator[Any]:
+    """The elements of nested lists, in their order, however deep they lie."""
+    left = [data]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left.extend(reversed(one))
+        else:
+            yield one

@@ -10,9 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.cases import load_fields
+from pipelines.params import EventTimes, ServingParams
 from pipelines.settings import Settings
+from serving.gateway.cases import open_case
 from serving.gateway.log import Log, worker_name
+from serving.gateway.metrics import Metrics
 from serving.gateway.refusal import Refused
+from serving.gateway.settings import Bounds
 from serving.gateway.state import Gateway
 from tests.serving.gateway.world import (
     LABELS,
@@ -100,6 +105,19 @@ def test_room_for_less_than_was_refused_is_no_room(disk):
     os.truncate(ballast, ballast.stat().st_size - 512 * 1024)
     asyncio.run(log.tick())
     assert log.failing == ""
+
+
+def test_an_index_without_room_ends_no_worker(disk, tmp_path):
+    """A segment is closed though the index, on a disk of its own that is full, cannot keep that it is known."""
+    settings = make_home(tmp_path / "state")
+    (settings.root / "gateway").symlink_to(disk)
+    metrics = Metrics()
+    case = open_case(load_fields("loans"), EventTimes(), ServingParams(), settings, Bounds(), metrics)
+    case.predictions_log.append(b"{}\n")
+    fill(disk / "ballast")
+    asyncio.run(Gateway.tidy(SimpleNamespace(metrics=metrics), case, close=True))
+    assert list(case.predictions_log.folder.glob("*.jsonl"))
+    case.index.close()
 
 
 def test_a_full_disk_is_507_everywhere(disk):

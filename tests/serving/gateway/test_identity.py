@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import pytest
 
 from pipelines import segments
-from serving.gateway.identity import Index
+from serving.gateway.identity import Answer, Index
+from serving.gateway.log import Log, Position
 from tests.serving.gateway.world import PREDICT, client, counted, fake_triton, lines, make_home, release, some_rows
 
 
@@ -132,11 +135,16 @@ def _damage(path):
     path.write_bytes(b"this is no database" * 100)
 
 
+def _damage_inside(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+
+
 def _keep(path):
     assert path.exists()
 
 
-@pytest.mark.parametrize("fate", [_keep, _lose, _damage])
+@pytest.mark.parametrize("fate", [_keep, _lose, _damage, _damage_inside])
 def test_a_restart_remembers_the_answers(tmp_path, fate):
     """After a restart, the champion being another, ids get their first answer and version.
 
@@ -155,6 +163,36 @@ def test_a_restart_remembers_the_answers(tmp_path, fate):
             assert http.post(PREDICT, json={"rows": [{**rows[0], "age": 99}]}).status_code == 409
             assert http.post(PREDICT, json={"rows": named(1, "later")}).json()["rows"][0]["version"] == 2
         assert len(logged(settings, "kept")) == 5
+
+
+@pytest.mark.parametrize("damage", [_damage, _damage_inside])
+def test_workers_that_start_on_a_damaged_index_share_the_one_that_is_made_anew(tmp_path, damage):
+    """Eight that start at once find what each of them keeps: none goes on with a file that another one has removed."""
+    path, log = tmp_path / "gateway" / "loans.ids.db", tmp_path / "log"
+    log.mkdir()
+    ready = threading.Barrier(8)
+
+    def start(_):
+        ready.wait()
+        index = Index(path, log, ["age"])
+        index.catch_up()
+        return index
+
+    for _ in range(5):
+        with closing(Index(path, log, ["age"])) as index:
+            index.catch_up()
+        damage(path)
+        with ThreadPoolExecutor(8) as pool:
+            workers = list(pool.map(start, range(8)))
+        with ExitStack() as stack:
+            for worker in workers:
+                stack.enter_context(closing(worker))
+            for number, worker in enumerate(workers):
+                asyncio.run(worker.begin())
+                with worker.writing():
+                    worker.remember([Answer(f"id-{number}", b"", 0, 0, 1, 1, 0.5)], Position("one.jsonl", 0, 0))
+            ids = [f"id-{number}" for number in range(8)]
+            assert [sorted(worker.find(ids)) for worker in workers] == [ids] * 8
 
 
 def test_lines_beyond_the_index_are_found_at_the_start(tmp_path):
@@ -176,6 +214,43 @@ def test_lines_beyond_the_index_are_found_at_the_start(tmp_path):
             assert http.post(PREDICT, json={"rows": named(1, "torn")}).status_code == 200
         assert logged(settings, "late") == ["late-0"]
         assert left.with_suffix("").read_text() == json.dumps(line) + "\n"
+
+
+def test_rows_that_are_not_in_the_log_yet_are_not_known(tmp_path):
+    """What an import has not put in its place, and may never, is no answer: its row is answered and logged."""
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        with client(settings) as http:
+            http.post(PREDICT, json={"rows": named(1, "whole")})
+        [line] = lines(settings)
+        beside = settings.prediction_log / "loans" / "predictions" / ".import-000001.jsonl.open"
+        beside.write_text(json.dumps(line | {"prediction_id": "before-0", "version": 0}) + "\n")
+        with client(settings) as http:
+            assert http.post(PREDICT, json={"rows": named(1, "before")}).json()["rows"][0]["version"] == 1
+        assert logged(settings, "before") == ["before-0"]
+
+
+def test_a_worker_starts_while_others_close_their_segments(tmp_path):
+    """A segment that is closed, or begun, or removed as it is empty, while an index is made keeps no worker away."""
+    own = Log(tmp_path / "log", "other", max_bytes=1, max_seconds=3600.0, on_error=lambda: None)
+    ended = threading.Event()
+
+    def work():
+        while not ended.is_set():
+            own.undo(own.append(b"{}\n"))
+            own.append(b"{}\n")
+            asyncio.run(own.close())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for number in range(100):
+            with closing(Index(tmp_path / "gateway" / f"{number % 3}.ids.db", tmp_path / "log", ["age"])) as index:
+                index.catch_up()
+    finally:
+        ended.set()
+        worker.join()
 
 
 def test_an_imported_row_is_answered_by_what_was_imported_or_else_anew(tmp_path):

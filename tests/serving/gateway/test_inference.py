@@ -208,6 +208,7 @@ def test_plain_json_is_read_and_answered(world):
         (b'{"inputs": []}', {}, "at least one tensor"),
         (b'{"inputs": [{"name": "age", "datatype": "FP64", "shape": [2], "data": [1]}]}', {}, "data has 1 elements"),
         (b'{"inputs": []}', {"Inference-Header-Content-Length": "999"}, "first bytes that are JSON"),
+        (b'{"inputs": []}', {"Inference-Header-Content-Length": "0" * 5000}, "first bytes that are JSON"),
         (b'{"inputs": []}xx', {"Inference-Header-Content-Length": "14"}, "bytes follow"),
         (
             b'{"inputs": [{"name": "age", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 9}}]}',
@@ -223,6 +224,22 @@ def test_a_body_that_is_no_request_is_refused(world, content, headers, text):
 
     assert 400 <= answer.status_code < 500
     assert text in answer.json()["error"]
+
+
+def test_lists_in_lists_are_counted_however_deep_they_are(world):
+    """Data that nests as deep as JSON is read is one element, and what is deeper is a client's error."""
+    head = b'{"inputs": [{"name": "age", "datatype": "FP64", "shape": [2], "data": '
+
+    said = [
+        world[0].post(f"/v2/models/{CASE}/infer", content=head + b"[" * deep + b"1" + b"]" * deep + b"}]}")
+        for deep in range(800, 1000)
+    ]
+
+    assert {answer.status_code for answer in said} == {400}
+    assert {answer.json()["error"] for answer in said} == {
+        "inputs: data has 1 elements, the shape says 2",
+        "the body is not JSON",
+    }
 
 
 def test_bounds_hold_over_grpc_too(tmp_path):

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -101,6 +103,19 @@ def test_a_killed_worker_leaves_its_counts_and_no_gauges(workers):
     assert found["rows_total", '{"case": "loans", "version": "1"}'] == 7
     assert found["champion_version", '{"case": "loans"}'] == 8
     assert found["ledger_poll_age_seconds", "{}"] < 100
+
+
+def test_workers_that_start_at_once_forget_the_same_killed_ones(tmp_path):
+    """What several killed workers left is removed by all that start in their place, and stands in no one's way."""
+    beyond = int(Path("/proc/sys/kernel/pid_max").read_text())  # numbers that no process has
+    for pid in range(beyond + 1, beyond + 300):
+        for kind in ("livemax", "livesum"):
+            (tmp_path / f"gauge_{kind}_{pid}.db").touch()
+    kept = tmp_path / f"counter_{beyond + 1}.db"
+    kept.touch()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(module._forget_dead_workers, [tmp_path] * 8))
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_one_process_needs_no_folder(monkeypatch):

@@ -68,6 +68,21 @@ def test_a_retired_case_answers_410_and_takes_labels(settings):
     assert [line["prediction_id"] for line in lines(settings, "labels")] == ["one"]
 
 
+@pytest.mark.parametrize("change", [retire, lambda settings: release(settings, 1, action="rollback")])
+def test_nobody_stands_in_for_a_champion_that_is_none_any_more(tmp_path, change):
+    """Where the one that did not answer is retired or taken back, nobody is told that another one answers for it."""
+    with fake_triton() as (triton, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        release(settings, 2)
+        triton.loaded = {1}
+        with client(settings) as http:
+            assert ask(http).json()["rows"][0]["version"] == 1
+            assert counted(http, "fallback", case=CASE) == 1
+            change(settings)
+            until(lambda: counted(http, "fallback", case=CASE) == 0)
+
+
 def test_it_stays_retired_over_a_restart_and_serves_again_when_it_is_taken_back(settings):
     """A gateway that starts finds it retired; taken back, the old champion answers within a poll."""
     retire(settings)

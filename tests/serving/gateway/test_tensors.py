@@ -128,6 +128,9 @@ def test_what_json_cannot_say_is_refused_here(name, values, datatype, text):
         ("kind", Tensor("kind", "INT64", [1], [1]), "type"),
         ("note", Tensor("note", "BYTES", [1], [""]), "empty"),
         ("note", Tensor("note", "BYTES", [1], [{"a": 1}]), "type"),
+        ("kind", Tensor("kind", "BYTES", [1], [0]), "type"),
+        ("prediction_id", Tensor("prediction_id", "BYTES", [1], [0]), "prediction_id"),
+        ("event_time", Tensor("event_time", "BYTES", [1], [False]), "event_time"),
     ],
 )
 def test_a_value_of_another_kind_meets_the_checks_of_every_request(name, tensor, reason):

@@ -53,6 +53,7 @@ BAD_FIELDS = [
     ("prediction_id", f"{SECRET} with spaces", "prediction_id"),
     ("prediction_id", "x" * 129, "prediction_id"),
     ("prediction_id", 5, "prediction_id"),
+    ("prediction_id", "a\n", "prediction_id"),
     ("event_time", "2024-05-01T12:00:00", "event_time"),
     ("event_time", SECRET, "event_time"),
     ("event_time", 1714560000, "event_time"),
@@ -155,6 +156,7 @@ BAD_LABELS = [
     ("revision", 0.5),
     ("revision", 2**40),
     ("prediction_id", None),
+    ("prediction_id", "a\n"),
     ("event_time", "2024-05-01"),
 ]
 
