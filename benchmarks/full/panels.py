@@ -84,6 +84,11 @@ def ask(url: str) -> list[dict[str, Any]]:
     return found
 
 
+def finds(url: str, query: str) -> bool:
+    """Whether a query finds anything now."""
+    return bool(_get(url, "query", query=query))
+
+
 def draw(url: str, folder: Path = IMAGES) -> list[Path]:
     """One picture of each dashboard, since the Prometheus was started."""
     import matplotlib as mpl
