@@ -62,7 +62,7 @@ def kill_stub(settings: Settings, version: int) -> None:
 
 def stub(settings: Settings, version: int) -> int:
     """The pid of the Python stub that answers for ``version``."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (
         len(found := _stubs(settings, version)) != 1
     ):  # an older one that was just replaced may still be on its way out

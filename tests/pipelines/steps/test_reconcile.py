@@ -193,7 +193,7 @@ def test_other_serving_parameters_are_followed_under_load(mended):
         assert instances_and_queue(settings) == (2, 50)
         assert reconciled(device="cpu", instances=2, batching=batching) == []
         for instances in (2, 1):
-            [said, _] = reconciled(device="gpu", instances=instances, batching=batching)
+            said, *_ = reconciled(device="gpu", instances=instances, batching=batching)
             assert said.startswith("on the CPU instead of a GPU: Triton at")
             assert instances_and_queue(settings) == (instances, 50)
             assert reconciled(device="gpu", instances=instances, batching=batching) == []

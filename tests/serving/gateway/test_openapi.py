@@ -213,9 +213,11 @@ def test_a_browser_shows_every_case(world, tmp_path):
         "--dump-dom",
         f"{world.http.base_url}/docs",
     ]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
-    assert [
-        path
-        for path in chain(*([PREDICT.format(case=case), LABELS.format(case=case)] for case in case_names()))
-        if path not in page.replace("\u200b", "")
-    ] == []
+    wanted = set(chain(*([PREDICT.format(case=case), LABELS.format(case=case)] for case in case_names())))
+
+    def shown():
+        page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
+        return {path for path in wanted if path in page.replace("\u200b", "")}
+
+    # A browser that has hardly any of the processor gives up before the page is drawn.
+    until(lambda: shown() == wanted, 100)
