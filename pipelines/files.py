@@ -203,21 +203,28 @@ def work_folder(folder: Path) -> Iterator[Path]:
     A lock says whether a try lives in whatever container or process namespace it is; a process id does not.
     """
     prefix = f".{folder.name}."
-    above = _locked(folder.parent)
-    try:
+    with locked(folder.parent):
         for path in folder.parent.glob(f"{prefix}*"):
             # The work of an unfinished training has a lock of its own, and its checkpoints stay.
             if path.name.removeprefix(prefix).split(".")[0].isdigit():
                 _remove_dead(path)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{prefix}{os.getpid()}."))
         lock = _locked(work)
-    finally:
-        os.close(above)
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, as one process at a time, until the block ends; whoever comes meanwhile waits."""
+    fd = _locked(folder)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def _locked(folder: Path) -> int:

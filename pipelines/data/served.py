@@ -135,7 +135,7 @@ def _together(files: Sequence[Path]) -> Iterator[list[Path]]:
     found: list[Path] = []
     size = 0
     for file in files:
-        own = _size([file])
+        own = file.stat().st_size
         if found and size + own > TOGETHER:
             yield found
             found, size = [], 0

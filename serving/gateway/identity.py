@@ -8,7 +8,6 @@ the same id agree: look up, log and remember are one transaction, so the second 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ import msgspec
 from pipelines.contracts import DEFAULT, PredictionLine
 from pipelines.errors import IntegrityError, NoRoom, PerennialError, Unavailable
 from pipelines.faults import of_disk
+from pipelines.files import locked
 from pipelines.segments import CLOSED, OPEN
 from pipelines.segments import read as read_closed
 from pipelines.sqlite import write_ahead
@@ -304,9 +304,7 @@ def _connect(path: Path, damaged: int | None = None) -> tuple[sqlite3.Connection
 
     One worker at a time: else one could remove what another has just made anew, and each would have ids of its own.
     """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with locked(path.parent):
         if damaged is not None and path.exists() and path.stat().st_ino == damaged:
             _remove(path)
         try:
@@ -317,8 +315,6 @@ def _connect(path: Path, damaged: int | None = None) -> tuple[sqlite3.Connection
             _remove(path)
             connection = _prepared(path)
         return connection, path.stat().st_ino
-    finally:
-        os.close(folder)
 
 
 def _remove(path: Path) -> None:

@@ -216,14 +216,20 @@ def test_lines_beyond_the_index_are_found_at_the_start(tmp_path):
         assert left.with_suffix("").read_text() == json.dumps(line) + "\n"
 
 
+def answered_line(settings):
+    """The line of the log's first row, which a gateway has answered that has ended since."""
+    with client(settings) as http:
+        http.post(PREDICT, json={"rows": named(1, "whole")})
+    [line] = lines(settings)
+    return line
+
+
 def test_rows_that_are_not_in_the_log_yet_are_not_known(tmp_path):
     """What an import has not put in its place, and may never, is no answer: its row is answered and logged."""
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
         release(settings, 1)
-        with client(settings) as http:
-            http.post(PREDICT, json={"rows": named(1, "whole")})
-        [line] = lines(settings)
+        line = answered_line(settings)
         beside = settings.prediction_log / "loans" / "predictions" / ".import-000001.jsonl.open"
         beside.write_text(json.dumps(line | {"prediction_id": "before-0", "version": 0}) + "\n")
         with client(settings) as http:
@@ -258,9 +264,7 @@ def test_an_imported_row_is_answered_by_what_was_imported_or_else_anew(tmp_path)
     with fake_triton() as (_, port):
         settings = make_home(tmp_path, port)
         release(settings, 1)
-        with client(settings) as http:
-            http.post(PREDICT, json={"rows": named(1, "whole")})
-        [line] = lines(settings)
+        line = answered_line(settings)
         answered = line | {"prediction_id": "before-0", "version": 0, "score": 0.125, "prediction": 0}
         nobody = answered | {"prediction_id": "nobody-0", "score": None, "prediction": None}
         folder = settings.prediction_log / "loans" / "predictions"
