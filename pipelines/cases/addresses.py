@@ -28,6 +28,8 @@ Ask = Callable[[str], str | None]
 """A connection's JSON by its id; None: there is none."""
 _SECRET = ("password", "secret", "token", "credential", "key", "sas", "header", "connection_string")
 """What the names of secret options have in them."""
+_NAMES = re.compile(r"[^\s<>()\"'=,]*/[^\s<>()\"',]*")
+"""Paths and addresses in a library's words."""
 _ASK: ContextVar[Ask | None] = ContextVar("connections", default=None)
 
 
@@ -163,6 +165,16 @@ def hidden(words: str, secrets: Iterable[str | None]) -> str:
         for text in {secret, quote(secret, safe="")} if secret else ():
             words = words.replace(text, "***")
     return words
+
+
+def tells(words: str, marks: Iterable[str]) -> bool:
+    """Whether a library's words have one of these marks, but for the paths and addresses that they name.
+
+    >>> tells("status 403: no", ["403"]), tells("no such file: /credentials/part-27b7-403c.parquet", ["403", "cred"])
+    (True, False)
+    """
+    left = _NAMES.sub("", words)
+    return any(mark in left for mark in marks)
 
 
 def connection(found: Told, case: str) -> Connection:

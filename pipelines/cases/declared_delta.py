@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.cases import columns
-from pipelines.cases.addresses import hidden, login, secrets_of, under
+from pipelines.cases.addresses import hidden, login, secrets_of, tells, under
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, PerennialError, Unavailable
@@ -114,7 +114,7 @@ def _refused(
 ) -> ConfigError | DataError | Unavailable:
     """What deltalake or polars says, as one of our errors."""
     words = hidden(" ".join(_COLOURS.sub("", said(error)).split()), secrets)
-    if any(word in words for word in _LOGIN):
+    if tells(words, _LOGIN):
         return ConfigError(
             f"{where} refuses the login ({words}): give source.login_from, or the store's own variables, a login "
             "that may read it (docs/cases.md)"
@@ -123,7 +123,7 @@ def _refused(
         mend = "try again" if version is None else "declare a newer version, or leave source.version out"
         kind = Unavailable if version is None else DataError
         return kind(f"{where}: a file of it is gone, as after a vacuum ({words}): {mend}")
-    if (not reading and type(error).__name__ == "TableNotFoundError") or any(word in words for word in _NOT_THERE):
+    if (not reading and type(error).__name__ == "TableNotFoundError") or tells(words, _NOT_THERE):
         return DataError(f"{where} is not there ({words}): mend source.url in params.yaml, or write it there")
     if type(error).__module__ == "_internal":
         if version is not None and "version" in words:

@@ -22,7 +22,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.cases import columns, row_groups, store_logins
-from pipelines.cases.addresses import hidden, login, secrets_of
+from pipelines.cases.addresses import hidden, login, secrets_of, tells
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source, places
 from pipelines.errors import ConfigError, DataError, Unavailable
@@ -314,7 +314,7 @@ def _refused(error: Exception, url: str, case: str, secrets: tuple[str, ...]) ->
     words = hidden(said(error), secrets)
     if isinstance(error, FileNotFoundError) or status in {404, 410}:
         return DataError(f"{case}: there is nothing at {url}: mend source.url in params.yaml, or put the file there")
-    if isinstance(error, PermissionError) or status in {401, 403} or any(word in words for word in _LOGIN):
+    if isinstance(error, PermissionError) or status in {401, 403} or tells(words, _LOGIN):
         return ConfigError(
             f"{case}: {url} refuses the login ({words}): give source.login_from, or the store's own variables, a login "
             "that may read it (docs/cases.md)"

@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipelines.cases import columns
-from pipelines.cases.addresses import connection, hidden, mapping, secrets_of, told
+from pipelines.cases.addresses import connection, hidden, mapping, secrets_of, tells, told
 from pipelines.cases.columns import Asked
 from pipelines.cases.sources import Source
 from pipelines.errors import ConfigError, DataError, PerennialError, Unavailable
@@ -142,7 +142,7 @@ def _shown(error: Exception, secrets: tuple[str, ...]) -> Exception | None:
 def _refused(error: Exception, where: str, secrets: tuple[str, ...]) -> ConfigError | DataError | Unavailable:
     """What pyiceberg, its catalogue or polars says, as one of our errors."""
     words = hidden(said(error), secrets)
-    if any(word in words for word in _LOGIN) or isinstance(error, PermissionError):
+    if tells(words, _LOGIN) or isinstance(error, PermissionError):
         return ConfigError(
             f"{where} refuses the login ({words}): mend the catalogue's properties, or the store's login"
         )
@@ -155,7 +155,7 @@ def _refused(error: Exception, where: str, secrets: tuple[str, ...]) -> ConfigEr
             f"{where}: a file of it is gone, as after snapshots were expired ({words}): declare a newer snapshot, or "
             "leave source.snapshot out"
         )
-    if any(word in f"{type(error).__name__} {words}" for word in _AWAY):
+    if tells(words, _AWAY):
         return Unavailable(f"{where}: the catalogue or its store does not answer ({words}): try again, or mend it")
     if isinstance(error, pl.exceptions.PolarsError):
         return DataError(f"{where} cannot be read ({words}): mend the table, or source in params.yaml")

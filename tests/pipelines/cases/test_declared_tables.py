@@ -14,7 +14,7 @@ from pyiceberg.catalog import load_catalog
 
 from pipelines.cases import part
 from pipelines.contracts import Window
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError, DataError, Unavailable
 from pipelines.params_file import load_params
 from tests.declarations import AS_OF, declare, facts, settings, typed
 
@@ -88,11 +88,24 @@ def test_files_of_other_days_of_a_delta_table_stay_shut(home, delta):
     (delta / later).unlink()
     early = datetime(2024, 2, 5, tzinfo=UTC)
     assert rows_of(home, until=early).height == 4 * 24
-    with pytest.raises(Exception, match="a file of it is gone") as caught:
+    with pytest.raises(Unavailable, match="a file of it is gone"):
         rows_of(home)
-    assert caught.type.__name__ == "Unavailable"
     declare(home, kind="delta", url="orders", version=1)
     with pytest.raises(DataError, match="declare a newer version"):
+        rows_of(home)
+
+
+def test_a_tables_name_says_nothing_of_what_went_wrong(home, delta):
+    """A file that is gone is told as that, though folder and file are called what a store says of a refused login."""
+    odd = home / "data" / "permission-401"
+    delta.rename(odd)
+    gone = next(odd.glob("part-*.parquet"))
+    log = odd / "_delta_log" / "00000000000000000001.json"
+    for path in (log, log.with_name("00000000000000000000.json")):
+        path.write_text(path.read_text().replace(gone.name, "part-0-4f1a-403c-credential.parquet"))
+    gone.unlink()
+    declare(home, kind="delta", url="permission-401")
+    with pytest.raises(Unavailable, match="a file of it is gone"):
         rows_of(home)
 
 
