@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from collections.abc import Mapping
 from pathlib import Path
 
 from embedded import triton
+from embedded.install import find_uv
 from pipelines.files import file_sha256
 
 ROOT = Path(__file__).parents[1]
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 ALONE = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
 """Nothing is downloaded: libraries are those of this environment."""
 
@@ -54,7 +55,10 @@ def install_wheel(folder: Path) -> Path:
     venv.create(folder / "venv", symlinks=True)
     made([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder], ROOT)
     [source] = folder.glob("perennial-*.tar.gz")
-    made([*PIP, "wheel", *ALONE, source, "--wheel-dir", folder], folder)
+    with tarfile.open(source) as packed:
+        packed.extractall(folder, filter="data")
+    unpacked = folder / source.name.removesuffix(".tar.gz")
+    made([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], unpacked)
     [wheel] = folder.glob("perennial-*.whl")
     install(folder / "venv", wheel)
     own, libraries = site(folder / "venv"), Path(sysconfig.get_path("purelib"))
@@ -66,12 +70,21 @@ def install_wheel(folder: Path) -> Path:
 
 def install(environment_folder: Path, what: Path) -> None:
     """Install a wheel or a source folder into an environment."""
-    made([*PIP, f"--python={environment_folder / 'bin' / 'python'}", "install", *ALONE, what], environment_folder)
+    made([*_installer(environment_folder, "install"), *ALONE, what], environment_folder)
 
 
 def uninstall(environment_folder: Path, name: str) -> None:
     """Remove a package from an environment."""
-    made([*PIP, f"--python={environment_folder / 'bin' / 'python'}", "uninstall", "--yes", name], environment_folder)
+    made([*_installer(environment_folder, "uninstall"), name], environment_folder)
+
+
+def _installer(environment_folder: Path, verb: str) -> list[str | Path]:
+    """The command that ``make setup`` has used, for that environment: one that uv has made has no pip."""
+    python = environment_folder / "bin" / "python"
+    if uv := find_uv():
+        return [uv, "pip", verb, "--python", python]
+    own = [sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={python}", verb]
+    return [*own, "--yes"] if verb == "uninstall" else own
 
 
 def site(environment_folder: Path) -> Path:
