@@ -12,7 +12,7 @@ from pipelines.cases import load_fields
 from pipelines.contracts import Order
 from pipelines.encoding import encode
 from pipelines.errors import Unavailable
-from serving.gateway import routing
+from serving.gateway import routing, versions
 from serving.gateway.versions import probe
 from tests.serving.gateway.world import (
     FIELDS,
@@ -147,6 +147,67 @@ def test_the_previous_release_stands_in_and_says_so(world):
     until(lambda: version(http) == 2)
     assert counted(http, "fallback", case="loans") == 0
     assert http.get("/readyz").status_code == 200
+
+
+def test_a_previous_release_that_could_not_be_loaded_stands_in_once_it_can(tmp_path, monkeypatch):
+    """A previous release whose bundle could not be read is tried again, though no release has come since."""
+    monkeypatch.setattr(routing, "AGAIN_SECONDS", 0.1)
+    with fake_triton() as (triton, port):
+        settings = make_home(tmp_path, port)
+        path = release(settings, 1) / "bundle.json"
+        release(settings, 2)
+        kept = path.read_bytes()
+        path.unlink()
+        with client(settings) as http:
+            assert version(http) == 2
+            triton.loaded = {1}
+            assert http.post(PREDICT, json=ROWS).status_code == 503
+            path.write_bytes(kept)
+            until(lambda: http.post(PREDICT, json=ROWS).status_code == 200)
+            assert version(http) == 1
+
+
+def test_a_previous_release_that_cannot_be_loaded_is_not_tried_by_every_poll(tmp_path, monkeypatch):
+    """A bundle that cannot be read is read again once in a while only: not by every poll, and not by a request."""
+    tried = []
+
+    def load(root, fields, row):
+        tried.append(row.champion)
+        return versions.load(root, fields, row)
+
+    monkeypatch.setattr(routing, "load", load)
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        (release(settings, 1) / "bundle.json").unlink()
+        release(settings, 2)
+        with client(settings) as http:
+            polled = heads_read(monkeypatch)
+            until(lambda: len(polled) > 3)
+            assert version(http) == 2
+            assert sorted(tried) == [1, 2]
+
+
+def heads_read(monkeypatch):
+    """The cases whose head was read since, in a list that grows."""
+    polled, head = [], ledger.head
+
+    def read(url, case):
+        polled.append(case)
+        return head(url, case)
+
+    monkeypatch.setattr(routing.ledger, "head", read)
+    return polled
+
+
+def test_a_former_champion_stands_in_though_its_bundle_is_gone(world):
+    """A version that is in memory needs no bundle any more: after a promotion the champion before it stands in."""
+    http, settings, triton = world
+    assert version(http) == 1
+    (settings.run_dir("loans", datetime(2024, 1, 1, tzinfo=UTC)) / "export" / "bundle.json").unlink()
+    triton.loaded = {1}
+    release(settings, 2)
+    until(lambda: counted(http, "champion_version", case="loans") == 2, 5)
+    assert version(http) == 1
 
 
 def test_a_version_that_was_rolled_back_does_not_stand_in(world):
