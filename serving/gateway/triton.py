@@ -218,6 +218,8 @@ class Triton:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
                 return await self._score(name, fields, version, call._replace(inputs=tensors))
         except OpenedState as error:
+            # A breaker goes by the wall clock: set back, that would keep it open for as long.
+            error.opened_at = min(error.opened_at, time.time())
             raise Unavailable(
                 f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
             ) from error.with_traceback(None)
