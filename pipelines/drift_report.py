@@ -51,9 +51,9 @@ JUDGED = tuple(state for state in State if state not in UNJUDGED)
 """States of the policy."""
 Action = Literal["none", "alert", "retrain"]
 """What a window asks for: nothing, a person's eyes, or a training."""
-Outcome = Literal["none", "pending", "promoted", "kept"]
-"""What became of the retraining that was asked for last."""
-Retrained = Literal["none", "promoted", "kept", "missing"]
+Outcome = Literal["none", "pending", "promoted", "kept", "overtaken"]
+"""What became of the retraining that was asked for last; overtaken: not promoted, and another version came to serve."""
+Retrained = Literal["none", "promoted", "kept", "overtaken", "missing"]
 """What became of an episode's retraining; missing: it gave no verdict in time."""
 Rule = Literal[
     "unjudged",

@@ -206,7 +206,7 @@ SYSTEM = Dashboard(
                 "Fallback",
                 "bool_on_off",
                 {"{{case}}": "max by (case) (perennial_gateway_fallback)"},
-                "1 while the previous version answers.",
+                "1 while the previous version, or the declared default, answers.",
                 "stat",
             ),
         ),

@@ -130,7 +130,8 @@ def status(params: Params, settings: Settings) -> dict[str, Any]:
     }
     if head is not None and head.trial is not None and stages.underway(head):
         wait, plan = stages.wait_of(head), stages.plan_of(head.trial)
-        minutes = (wall_time() - head.trial.since).total_seconds() / 60
+        rows, said = stages.of_trial(chain, head.trial), ledger.retirements(settings.ledger, params.case)
+        minutes = (stages.watched(rows, said, wall_time()) - head.trial.since).total_seconds() / 60
         found |= {
             "version": stages.on_trial(head),
             "stage": head.stage,

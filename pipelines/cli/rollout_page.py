@@ -70,7 +70,9 @@ def gather(params: Params, settings: Settings, now: datetime) -> staged.View:
             course=tuple((seen.end, float(e)) for seen, e in zip(looked.seen, path, strict=True)),
         )
         sides = _side("champion", of.champion, looked.seen), _side("challenger", of.challenger, looked.seen)
-        waits = "" if not underway else stages.due(head, now, looked.answered(head)) or answer.reason
+        if underway:
+            watched = stages.watched(rows, ledger.retirements(settings.ledger, params.case), now)
+            waits = stages.due(head, watched, looked.answered(head)) or answer.reason
     compared = _compared(params, settings, rows, plan, until)
     if compared is not None and underway and experiment.under_way(head, plan):
         waits = "the answer of its experiment"

@@ -341,7 +341,9 @@ def _stray(settings: Settings, case: str) -> str:
 def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> bool:
     """Prove a version; if it does not answer, have it loaded anew. Whether that was needed.
 
-    Raises Crowded where it has no time for a proof: it lives, and loading it would lose what waits.
+    Raises Crowded where it has no time for a proof: it lives, and loading it would lose what waits. Raises Late where
+    it has none though it was loaded anew: it is the machine that has no time, and to unload the case, as the last way
+    is, takes the answers of all its versions.
     """
     try:
         prove(settings, fields, version, bundle)
@@ -354,8 +356,13 @@ def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> b
     # A newer file makes Triton start a new stub for this version alone, the others go on answering.
     os.utime(settings.model_repository / fields.case / str(version) / runtime.MODEL)
     triton.load(settings, fields.case)
-    with suppress(Unavailable):
+    try:
         prove(settings, fields, version, bundle)
+    except triton.Late:
+        raise
+    except Unavailable as error:
+        log.warning("%s: %s; unloading all of it, and loading it again", fields.case, error)
+    else:
         return True
     triton.unload(settings, fields.case)
     triton.load(settings, fields.case)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines.arms import WHOLE
-from pipelines.contracts import Action, Instant, Order, Release, Stage, Trial, Trigger, Value
+from pipelines.contracts import Action, Instant, Order, Release, Retirement, Stage, Trial, Trigger, Value
 from pipelines.errors import ConflictError
 from pipelines.params import HoldParams, RolloutParams
 from pipelines.storage import digest
@@ -169,10 +169,32 @@ def take_back(head: Release, below: Release, said: Said) -> Order:
     return _row(target, "rollback", trial.model_copy(update=_found(said)), said, stage="full")
 
 
+def watched(rows: Sequence[Release], said: Sequence[Retirement], now: datetime) -> datetime:
+    """``now`` on a clock that stands while somebody holds the newest row's stage, or its case is out of service.
+
+    ``rows`` are the rollout's, ``said`` is all that was said of the case's being in service, both oldest first.
+    """
+    still = [
+        (row.recorded_at, end)
+        for row, end in zip(rows, [*(row.recorded_at for row in rows), now][1:], strict=True)
+        if row.trial is not None and row.trial.held
+    ]
+    still += [
+        (one.recorded_at, end)
+        for one, end in zip(said, [*(one.recorded_at for one in said), now][1:], strict=True)
+        if one.retired
+    ]
+    stood, at = timedelta(), _under_way(rows[-1], "watched").since
+    for begin, end in sorted(still):  # who holds a rollout of a retired case stops its clock once
+        if (until := min(end, now)) > (since := max(begin, at)):
+            stood, at = stood + (until - since), until
+    return now - stood
+
+
 def due(head: Release, now: datetime, answered: int) -> str:
     """What the stage still has to wait for, in words; "": it has lasted as long as its plan says.
 
-    ``answered``: rows that the challenger answered in it.
+    ``now`` by :func:`watched`; ``answered``: rows that the challenger answered in it.
     """
     trial = _under_way(head, "moved")
     wanted = wait_of(head)
@@ -197,7 +219,7 @@ def wait_of(head: Release) -> HoldParams:
 
 
 def stuck(head: Release, now: datetime) -> bool:
-    """Whether the stage has lasted far longer than it has to, and nobody holds it."""
+    """Whether the stage has lasted far longer than it has to (``now`` by :func:`watched`), and nobody holds it."""
     trial = _under_way(head, "moved")
     limit = STUCK_TIMES * timedelta(minutes=wait_of(head).minutes) + STUCK_MORE
     return not trial.held and now - trial.since > limit

@@ -29,6 +29,10 @@ class _Refused(Exception):
     """Triton answered, and did not do it: its own words."""
 
 
+class Late(Unavailable):
+    """Triton, or a version in it, was asked and gave no answer in time: it may hang, or have no time."""
+
+
 def ready(settings: Settings) -> bool:
     """Whether the server answers "ready" to us (which says nothing about a model)."""
     from tritonclient.grpc import service_pb2 as pb
@@ -187,7 +191,7 @@ def infer(settings: Settings, case: str, version: int, tensors: Mapping[str, NDA
 def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
     """One call on a channel of its own.
 
-    Unavailable if nobody answers (us), _Refused with Triton's words if it says no.
+    Unavailable if nobody answers (us), Late if it takes too long, _Refused with Triton's words if it says no.
     """
     import grpc
     from tritonclient.grpc import service_pb2_grpc
@@ -208,7 +212,8 @@ def _call(settings: Settings, method: str, request: Any, timeout: float) -> Any:
             reason = (error.details() or "").partition("\n\nAt:")[0].strip() or "no reason given"
             if not is_away(error):
                 raise _Refused(reason) from error
-            raise Unavailable(
+            kind = Late if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else Unavailable
+            raise kind(
                 f"Triton at {address} does not answer {method} ({reason}): start it, or set PERENNIAL_TRITON_GRPC to "
                 f"where it is{missing}"
             ) from error

@@ -39,8 +39,9 @@ class DriftEvidence(Value):
     ``features`` is empty when there were too few rows (``thin``). ``labelled`` maps the window ends in the history to
     the share of their rows whose label is mature. ``fresh_labels`` counts rows whose label became known since the
     champion was trained, ``training_rows`` what it was trained on; ``outcome`` says what became of the retraining that
-    was asked for last. ``unread`` rows of the window lie where they cannot be read yet: then it is ``thin``, as a part
-    of a window is no season. ``headroom`` is what a probe found.
+    was asked for last, ``meanwhile`` who let which version serve since, if somebody else did. ``unread`` rows of the
+    window lie where they cannot be read yet: then it is ``thin``, as a part of a window is no season. ``headroom`` is
+    what a probe found.
     """
 
     champion: int
@@ -53,6 +54,7 @@ class DriftEvidence(Value):
     labelled: dict[str, float] = Field(default_factory=dict)
     fresh_labels: int = 0
     outcome: Outcome = "none"
+    meanwhile: str = ""
     headroom: Headroom = Headroom()
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from pipelines.contracts import FeatureDrift, Release, Window
+from pipelines.contracts import CHANGES, FeatureDrift, Release, Window
 from pipelines.drift import policy
 from pipelines.drift.evidence import DriftEvidence, PolicyState
 from pipelines.drift.inputs.compare import compare, quality
@@ -113,7 +113,10 @@ def judge(
     """
     past, found = reading.past, inputs(run, spec)
     served = serve(run, reading, rows, lines)
-    decisions = ((datetime.fromisoformat(row["as_of"]), row["verdict"].get("decision", "")) for row in verdicts)
+    given = (
+        Given(datetime.fromisoformat(row["as_of"]), row["verdict"].get("decision", ""), row["hash"]) for row in verdicts
+    )
+    became = outcome(past.policy, releases, given, run.as_of)
     seen = DriftEvidence(
         champion=run.version,
         training_rows=run.reference.rows,
@@ -124,7 +127,8 @@ def judge(
         labels=served.labels,
         labelled=served.labelled,
         fresh_labels=served.fresh_labels,
-        outcome=outcome(past.policy, releases, decisions, run.as_of),
+        outcome=became.outcome,
+        meanwhile=became.meanwhile,
         headroom=run.headroom,
     )
     known = _known(run, past)
@@ -149,26 +153,56 @@ def inputs(run: Run, spec: Spec) -> Inputs:
     return Inputs(compare(before, current, run.fields, spec, params, run.version), found)
 
 
+class Given(NamedTuple):
+    """A verdict of the ledger: the clock of its run, what it says, and its sha256."""
+
+    as_of: datetime
+    decision: str
+    hash: str
+
+
+class Became(NamedTuple):
+    """What became of a retraining, and who let which version serve since, if somebody else than its gate did."""
+
+    outcome: Outcome
+    meanwhile: str = ""
+
+
 def outcome(
-    before: PolicyState | None, releases: Iterable[Release], verdicts: Iterable[tuple[datetime, str]], as_of: datetime
-) -> Outcome:
+    before: PolicyState | None, releases: Iterable[Release], verdicts: Iterable[Given], as_of: datetime
+) -> Became:
     """What became of the retraining that was asked for last, seen from before ``as_of``.
 
-    ``releases`` are all rows of the case, those of rollouts too, ``verdicts`` the ledger's with their times. Nobody has
-    decided yet on a candidate that is on trial, or waits for the end of another one's rollout.
+    ``releases`` are all rows of the case, those of rollouts too, ``verdicts`` the ledger's. Nobody has decided yet on a
+    candidate that is on trial, or waits for the end of another one's rollout. One that a person released is promoted.
     """
     if before is None or before.retrained_at is None:
-        return "none"
+        return Became("none")
     asked = before.retrained_at
     rows = [release for release in releases if release.as_of < as_of]
-    if any(release.action == "promote" and asked <= release.trained for release in rows):
-        return "promoted"
-    judged = [decision for moment, decision in verdicts if asked <= moment < as_of]
+    changes = [row for row in rows if row.action in CHANGES]
+    if any(row.action == "promote" and asked <= row.trained for row in changes):
+        return Became("promoted")
+    judged = [given for given in verdicts if asked <= given.as_of < as_of]
+    candidates = {given.hash for given in judged}
+    by_hand = [row for row in changes if row.action == "release" and row.verdict_hash in candidates]
+    if by_hand:
+        return Became("promoted", _told(by_hand[-1]))
     tried = [row for row in rows if row.trial is not None and row.trial.as_of >= asked]
-    open_ = bool(rows) and rows[-1].challenger is not None
-    if not judged or (open_ and (tried[-1:] == rows[-1:] or (not tried and judged[-1] == "promote"))):
-        return "pending"
-    return "kept"
+    open_ = bool(rows) and rows[-1].stage != "full"
+    if not judged or (open_ and (tried[-1:] == rows[-1:] or (not tried and judged[-1].decision == "promote"))):
+        return Became("pending")
+    # An order in a case that replays history has the time of the row before it: who serves tells it.
+    if changes and (changes[-1].as_of >= asked or changes[-1].champion != before.champion):
+        return Became("overtaken", _told(changes[-1]))
+    return Became("kept")
+
+
+def _told(row: Release) -> str:
+    """Who let which version serve by a row."""
+    by_hand = row.action == "release" or (row.action == "rollback" and row.trial is None)
+    who = "a person" if by_hand else "the loop"
+    return f"{who} let version {row.champion} serve meanwhile ({row.action}, {row.actor}: {row.reason})"
 
 
 def _known(run: Run, past: Past) -> Decision | None:

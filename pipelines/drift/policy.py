@@ -58,6 +58,13 @@ Few rows reach far above any price by chance: at 90% in every twentieth window, 
 figures a window, the newest alone and both together, do so once in 2,000 windows, and a little more often where a
 window has few days.
 """
+RETRAINED = {
+    "promoted": "retrained and promoted",
+    "overtaken": "retrained, not promoted",
+    "kept": "retrained, not promoted",
+    "missing": "the training run gave no verdict",
+}
+"""What became of a retraining, in words."""
 ORDER: tuple[EpisodeTrigger, ...] = ("performance", "headroom", "drift", "volume")
 """Of several reasons the first one names the episode."""
 
@@ -469,14 +476,14 @@ def _retraining(
             update={"rule": "waits_for_verdict", "reason": f"the training run of {state.episode} has no verdict yet"}
         )
     verdict = "missing" if evidence.outcome in {"none", "pending"} else evidence.outcome
-    if verdict == "promoted":
-        days, action, why = config.cooldown_days, "none", "retrained and promoted"
-    else:
-        days = min(2 * state.cooldown_days, config.max_cooldown_days)
-        action, why = "alert", "retrained, not promoted" if verdict == "kept" else "the training run gave no verdict"
+    renewed = verdict in {"promoted", "overtaken"}
+    why = RETRAINED[verdict] + (f": {evidence.meanwhile}" if renewed and evidence.meanwhile else "")
+    days, action = config.cooldown_days, "none"
+    if not renewed:
+        days, action = min(2 * state.cooldown_days, config.max_cooldown_days), "alert"
     # What was seen led to this retraining: the next one has to be seen anew. Under a new champion it is, and what this
     # window says of it counts: where windows are long, a decline would else be slept through for one of them.
-    seen = {} if verdict == "promoted" else {"log_e": 0.0, "alarmed": False, "gains": (), "grown": 0.0}
+    seen = {} if renewed else {"log_e": 0.0, "alarmed": False, "gains": (), "grown": 0.0}
     fresh = {
         "held_back": 0,
         "episode": None,

@@ -136,7 +136,7 @@ HEADROOM = Step(
 )
 DRIFT = Step(
     name="drift",
-    version=20,
+    version=21,
     about="compare the window with what the champion was trained on, step the policy once, and say what to do.",
     facts=facts.DriftFacts,
     reads=(PROFILE,),

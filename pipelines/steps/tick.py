@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -122,21 +123,24 @@ def _moved(params: Params, settings: Settings, head: Release, now: datetime, jud
     assert head.trial is not None
     fields, plan = load_fields(params.case), stages.plan_of(head.trial)
     assert plan.guard is not None  # a rollout in stages has one
-    of = whose(ledger.chain(settings.ledger, params.case), head.trial, plan.guard)
+    chain = ledger.chain(settings.ledger, params.case)
+    of = whose(chain, head.trial, plan.guard)
+    rows = [row for row in stages.of_trial(chain, head.trial) if row.seq <= head.seq]
+    watched = stages.watched(rows, ledger.retirements(settings.ledger, params.case), now)
     looked = look(params, settings, of, plan.guard, now)
     answer = judge(looked.seen, plan.guard, slo=params.serving.slo, bound=looked.bound)
     said = moves.said(params, head, actor=CLOCK, reason=answer.reason, now=now).model_copy(
         update={"evidence": answer.model_dump(mode="json"), "evidence_hash": storage.digest(list(looked.seen))}
     )
-    answered = looked.answered(head)
+    due = partial(stages.due, head, watched, looked.answered(head))
     asks = answer.verdict != "fail" and not head.trial.held and experiment.under_way(head, plan)
     if asks:
-        order, why = _compared(settings, fields, head, answer, said, answered)
+        order, why = _compared(settings, fields, rows, answer, said, due)
     else:
-        order, why = _next(settings, head, answer, said, answered)
+        order, why = _next(settings, head, answer, said, due)
     storage.failpoint("tick", "judged")
     if order is None:
-        if not asks and stages.stuck(head, now):
+        if not asks and stages.stuck(head, watched):
             runs.tell_once(params, settings, runs.rollout_stuck(params, settings.runbooks, head, why, now))
         return "holds", f"{stages.told(head)}: {why}"
     return _write(params, settings, fields, order, "moved")
@@ -167,8 +171,10 @@ def look(params: Params, settings: Settings, of: windows.Trial, limits: GuardPar
     return Looked(seen, _bound(params, cap), of, lines, pairs)
 
 
-def _next(settings: Settings, head: Release, answer: Answer, said: Said, answered: int) -> tuple[Order | None, str]:
-    """The order that follows from the guard's answer, or why there is none yet."""
+def _next(
+    settings: Settings, head: Release, answer: Answer, said: Said, due: Callable[[], str]
+) -> tuple[Order | None, str]:
+    """The order that follows from the guard's answer, or why there is none yet; ``due`` is the stage's."""
     assert head.trial is not None
     if answer.verdict == "fail":
         by_guard = said.model_copy(update={"actor": GUARD})
@@ -180,7 +186,7 @@ def _next(settings: Settings, head: Release, answer: Answer, said: Said, answere
         return stages.take_back(head, below, by_guard), ""
     if head.trial.held:
         return None, f"held: {head.trial.held}"
-    if waiting := stages.due(head, said.now, answered):
+    if waiting := due():
         return None, waiting
     if answer.verdict != "pass":
         return None, f"the guard does not know enough yet: {answer.reason}"
@@ -190,12 +196,12 @@ def _next(settings: Settings, head: Release, answer: Answer, said: Said, answere
 
 
 def _compared(
-    settings: Settings, fields: Fields, head: Release, answer: Answer, said: Said, answered: int
+    settings: Settings, fields: Fields, rows: Sequence[Release], answer: Answer, said: Said, due: Callable[[], str]
 ) -> tuple[Order | None, str]:
-    """The order that follows from the answer of an experiment, or why there is none yet."""
+    """The order that follows from the answer of an experiment, by a rollout's rows, or why there is none yet."""
+    head = rows[-1]
     assert head.trial is not None
     plan = stages.plan_of(head.trial)
-    rows = stages.of_trial(ledger.chain(settings.ledger, head.case), head.trial)
     compared = experiment.compare(settings, fields, rows, plan, said.now)
     asked = plan.experiment
     assert asked is not None
@@ -217,7 +223,7 @@ def _compared(
     ended = result.verdict == "ended without a difference"
     if result.verdict == "worse" or (ended and asked.otherwise == "champion"):
         return stages.abort(head, said), ""
-    if waiting := stages.due(head, said.now, answered):
+    if waiting := due():
         return None, f"{said.reason}; {waiting}"
     if answer.verdict != "pass":
         return None, f"{said.reason}; the guard does not know enough yet: {answer.reason}"

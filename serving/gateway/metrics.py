@@ -115,7 +115,7 @@ class Metrics:
         )
         self.champion = self._gauge("champion_version", "the ledger's champion", "case")
         self.fallback = self._gauge(
-            "fallback", "1 while the previous release answers because the champion does not", "case"
+            "fallback", "1 while the previous release, or a default, answers because the champion does not", "case"
         )
         self.fields_refused = self._gauge(
             "fields_refused", "1 while the champion is refused because of its bundle's fields", "case"

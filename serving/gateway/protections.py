@@ -47,6 +47,8 @@ LEAST = 16
 """Places that a case keeps, however late its answers are: so few do not make a worker slow, and share calls."""
 _REST_SECONDS = 5.0
 """How long a shared count that failed is left alone."""
+_SLACK_SECONDS = 1.0
+"""By so much the end of a window may be told too late: Redis rounds it."""
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,17 @@ class Door:
         return await self._counted(self._limiter, caller, rows)
 
     async def _counted(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
+        if await self._let_in(limiter, caller, rows):
+            return True
+        # Windows end by the wall clock. One that would go on for longer than a window lasts began before that was set
+        # back: whoever is refused by it would be so for as long.
+        left = await limiter.storage.get_expiry(self.rate.key_for(caller)) - time.time()
+        if left <= self.rate.get_expiry() + _SLACK_SECONDS:
+            return False
+        await limiter.clear(self.rate, caller)
+        return await self._let_in(limiter, caller, rows)
+
+    async def _let_in(self, limiter: FixedWindowRateLimiter, caller: str, rows: int) -> bool:
         if rows > 1 and not await limiter.test(self.rate, caller, cost=rows):
             return False
         return await limiter.hit(self.rate, caller, cost=rows)

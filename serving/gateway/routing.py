@@ -8,10 +8,11 @@ and the other cases go on.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +26,9 @@ from pipelines.settings import Settings
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusal import Refused
 from serving.gateway.versions import Version, load
+
+AGAIN_SECONDS = 30.0
+"""How long a release before the champion that could not be loaded is left alone: what kept it may have passed."""
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +72,8 @@ class Route:
 
     ``damaged`` says what of the case's rows is not what the ledger wrote ("": nothing is known to be); ``release`` is
     None if that is the head. ``retired`` says since when the case is out of service: then there is no champion.
-    ``rollout`` is what is under way, None: nothing is.
+    ``rollout`` is what is under way, None: nothing is. ``below`` is the row of the release before; where its version
+    could not be loaded, ``absent`` says why, and from ``again`` on (monotonic) it is tried again.
     """
 
     release: Release | None
@@ -78,6 +83,9 @@ class Route:
     damaged: str = ""
     retired: Retirement | None = None
     rollout: Rollout | None = None
+    below: Release | None = None
+    absent: str = ""
+    again: float = math.inf
 
 
 def _numbers(route: Route | None) -> set[int]:
@@ -93,6 +101,18 @@ def _numbers(route: Route | None) -> set[int]:
 def _same_artefact(one: Release, other: Release) -> bool:
     """Whether two rows let the same files serve: those of a rollout leave its champion as it is."""
     return (one.champion, one.candidate_key, one.bundle) == (other.champion, other.candidate_key, other.bundle)
+
+
+def _version(root: Path, fields: Fields, release: Release, known: Route | None) -> Version:
+    """The version of a release: one that is here already, whatever it was here for; else :func:`load`."""
+    if known is not None:
+        contender = None if known.release is None else known.release.contender
+        challenger = None if known.rollout is None else known.rollout.challenger
+        here = ((known.release, known.champion), (known.below, known.previous), (contender, challenger))
+        for row, version in here:
+            if row is not None and version is not None and _same_artefact(row, release):
+                return version
+    return load(root, fields, release)
 
 
 def _place(case: str, fields: Fields, key: str | None) -> int | None:
@@ -184,7 +204,8 @@ class Routing:
         same = known is not None and known.release == release
         if release is None:
             return None
-        if same and known is not None and not (known.refused or known.damaged or _refused(known)):
+        sound = known is not None and not (known.refused or known.damaged or _refused(known))
+        if same and known is not None and sound and time.monotonic() < known.again:
             return known
         self._check_verdict(case, release)
         before = None
@@ -199,15 +220,13 @@ class Routing:
             return replace(known, damaged=damaged)
         rollout, doubt = self._rollout(case, fields, release, known)
         damaged = damaged or doubt
-        previous = None
+        route = Route(release, None, None, damaged=damaged, rollout=rollout)
         if before is not None and before.champion != release.champion:
-            with suppress(Unavailable):
-                previous = load(self._settings.root, fields, before)
+            route = self._with_previous(fields, route, before, known)
         try:
-            champion = self._champion(fields, release, known)
-            route = Route(release, champion, previous, damaged=damaged, rollout=rollout)
+            route = replace(route, champion=_version(self._settings.root, fields, release, known))
         except Unavailable as error:
-            route = Route(release, None, previous, str(error), damaged, rollout=rollout)
+            route = replace(route, refused=str(error))
         if known is None or known.release != release:
             log.info(
                 "%s: champion %d from release %d on (%s)",
@@ -218,12 +237,15 @@ class Routing:
             )
         return route
 
-    def _champion(self, fields: Fields, release: Release, known: Route | None) -> Version:
-        """The version of a release; the one that serves already, where the row is only a rollout's."""
-        served = None if known is None else known.release
-        if known is not None and known.champion is not None and served is not None and _same_artefact(served, release):
-            return known.champion
-        return load(self._settings.root, fields, release)
+    def _with_previous(self, fields: Fields, route: Route, below: Release, known: Route | None) -> Route:
+        """The route with the release that stands in for its champion; without, where that cannot be loaded now."""
+        try:
+            return replace(route, previous=_version(self._settings.root, fields, below, known), below=below)
+        except Unavailable as error:
+            told = str(error)
+        if known is None or known.absent != told:
+            log.warning("%s: no release stands in for its champion: %s", below.case, told)
+        return replace(route, below=below, absent=told, again=time.monotonic() + AGAIN_SECONDS)
 
     def _rollout(self, case: str, fields: Fields, release: Release, known: Route | None) -> tuple[Rollout | None, str]:
         """What is under way by a row, and what of it is not what the ledger wrote: its champion answers all then."""
@@ -247,7 +269,7 @@ class Routing:
         try:
             # Who releases by hand may do so despite a verdict, which is in the ledger all the same.
             self._check_verdict(case, contender, promotes=not own.by_hand)
-            return replace(found, challenger=self._challenger(fields, contender, known)), ""
+            return replace(found, challenger=_version(self._settings.root, fields, contender, known)), ""
         except IntegrityError as error:
             found, doubt = replace(found, refused=str(error)), str(error)
         except Unavailable as error:
@@ -255,14 +277,6 @@ class Routing:
         if told != found.refused:
             log.error("%s: the champion answers for the challenger, too: %s", case, found.refused)
         return found, doubt
-
-    def _challenger(self, fields: Fields, contender: Release, known: Route | None) -> Version:
-        """The version on trial; the one that is there already, where the row only moves its rollout."""
-        if known is not None and known.release is not None and known.rollout is not None:
-            before = known.release.contender
-            if before is not None and known.rollout.challenger is not None and _same_artefact(before, contender):
-                return known.rollout.challenger
-        return load(self._settings.root, fields, contender)
 
     def _check_verdict(self, case: str, release: Release, *, promotes: bool | None = None) -> None:
         """Raises IntegrityError if the ledger has no verdict that promoted the release.

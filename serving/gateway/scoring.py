@@ -168,5 +168,6 @@ def _flag(gateway: Gateway, case: Case, who: str, why: str) -> None:
     """Say once, in log and metric, when somebody starts and stops to stand in for the champion."""
     if case.standing_in != who:
         case.standing_in = who
-        gateway.metrics.fallback.labels(case.name).set(int(who == PREVIOUS))
+        released = case.route is not None and case.route.release is not None  # before that nobody is stood in for
+        gateway.metrics.fallback.labels(case.name).set(int(bool(who) and released))
         log.warning("%s: %s", case.name, f"{who} answers: {why}" if who else "the champion answers again")

@@ -178,7 +178,7 @@ class Gateway:
         """Ask the ledger who answers for these cases; while it is away, nothing changes."""
         asked = {name: (case.fields, case.route) for name, case in cases.items()}
         for name, route in (await asyncio.to_thread(self.routing.poll, asked)).items():
-            if cases[name].standing_in and _champion(route) is not _champion(cases[name].route):
+            if cases[name].standing_in and _champion(route) != _champion(cases[name].route):
                 cases[name].standing_in = ""  # who stood in did so for another one; the next request sees who answers
                 self.metrics.fallback.labels(name).set(0)
             cases[name].route = route
@@ -238,8 +238,11 @@ class Gateway:
                                 case.index.mark(position)
 
 
-def _champion(route: Route | None) -> Version | None:
-    return None if route is None else route.champion
+def _champion(route: Route | None) -> tuple[int | None, Version | None]:
+    """The number of a route's champion, which may be none that serves here, and the version that does."""
+    if route is None or route.release is None:
+        return None, None
+    return route.release.champion, route.champion
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

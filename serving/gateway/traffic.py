@@ -91,7 +91,8 @@ class Traffic:
         if not self._counts or log.failing:
             return 0
         now = self._stretch(datetime.now(UTC))
-        over = {key: counts for key, counts in self._counts.items() if every or key.stretch < now}
+        # One that is yet to come is over, too: it began before the clock was set back.
+        over = {key: counts for key, counts in self._counts.items() if every or key.stretch != now}
         if not over:
             return 0
         lines = [

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import grpc
 import numpy as np
@@ -30,11 +31,10 @@ from pipelines.fields import EVENT_TIME, Fields
 from pipelines.parts import MAX_BATCH, Part, together
 from serving.gateway.joining import Call, Lane, Late, Refusal
 from serving.gateway.tracing import Turn, carried, phase
+from serving.gateway.versions import Version, probe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from serving.gateway.versions import Version
 
 IN_FLIGHT = 4
 """Inferences of one request that Triton holds at a time.
@@ -105,9 +105,11 @@ class Triton:
 
     def _begin(self) -> None:
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
+        self._versions: WeakValueDictionary[str, Version] = WeakValueDictionary()
+        self._refused: Counter[str] = Counter()  # calls of a version in a row that were answered for with a Refusal
         self._usual: dict[str, float] = {}
-        # Of Triton nothing is said by a client that goes away, by values that it answers for with an error, and by a
-        # call that had no time; and a full queue says that it works.
+        # Of Triton nothing is said by a client that goes away, by values that it answers for with an error (unless it
+        # does so for all, see _doubt), and by a call that had no time; and a full queue says that it works.
         spared = [asyncio.CancelledError, Refusal, Hurried, Crowded]
         self._breakers = AsyncCircuitBreakerFactory(FAILURES, PAUSE_SECONDS, exclude=spared)
 
@@ -142,6 +144,7 @@ class Triton:
         before, as their lengths say which call they share. Raises DataError for a value that the encoding refuses.
         """
         count = len(columns[EVENT_TIME])
+        self._versions[_name(fields, version.number)] = version
         if version.text or count > MAX_BATCH:
             with phase("encode"):
                 parts = await version.parts(columns)
@@ -205,7 +208,7 @@ class Triton:
     async def _send(
         self, fields: Fields, version: int, told: Callable[[int], None], encode: Encode | None, call: Call
     ) -> list[float]:
-        name = f"{fields.case} version {version}"
+        name = _name(fields, version)
         after, tensors = "queue", call.inputs
         if encode is not None:
             for turn in call.turns:
@@ -216,14 +219,36 @@ class Triton:
         told(call.rows)
         try:
             async with await self._breakers.get_breaker(f"{fields.case}/{version}"):
-                return await self._score(name, fields, version, call._replace(inputs=tensors))
+                try:
+                    return await self._score(name, fields, version, call._replace(inputs=tensors))
+                except Refusal as error:
+                    await self._doubt(name, fields, version, call, error)
+                    raise
         except OpenedState as error:
-            raise Unavailable(
-                f"Triton has not answered for {name} {FAILURES} times: it is left alone for {PAUSE_SECONDS:g} s"
-            ) from error.with_traceback(None)
+            # A breaker goes by the wall clock: set back, that would keep it open for as long.
+            error.opened_at = min(error.opened_at, time.time())
+            why = f"Triton has not answered for {name} {FAILURES} times"
+            if self._refused[name] >= FAILURES:
+                why = f"{name} answers nothing that can be used, roll it back"
+            raise Unavailable(f"{why}: it is left alone for {PAUSE_SECONDS:g} s") from error.with_traceback(None)
         finally:
             for turn in call.turns:
                 turn.came()
+
+    async def _doubt(self, name: str, fields: Fields, version: int, call: Call, error: Refusal) -> None:
+        """Raise Unavailable where it is not the rows that a version has answered for with an ``error``.
+
+        One that answers nothing else is asked for a row that is as declared, whatever clients send.
+        """
+        self._refused[name] += 1
+        own = self._versions.get(name)
+        if self._refused[name] < FAILURES or own is None:
+            return
+        tensors = (await own.parts(probe(fields)))[0].tensors
+        try:
+            await self._score(name, fields, version, call._replace(inputs=tensors))
+        except Refusal:
+            raise Unavailable(f"{error} (it has no answer for any row)") from error
 
     async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], whole: Call) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""
@@ -281,6 +306,7 @@ class Triton:
             abs(sum(values[start : start + outputs]) - 1.0) <= SUM_TOLERANCE for start in range(0, len(values), outputs)
         ):
             raise Refusal(f"{name} answered probabilities that do not sum to 1: roll it back")
+        self._refused.pop(name, None)
         return values
 
     async def _ask(self, request: Any, call: Call) -> Any:
@@ -344,6 +370,10 @@ class Triton:
             f"Triton at {self.address} has no answer from {name} ({code.name}: {details}): "
             "load the model, or see Triton's log"
         )
+
+
+def _name(fields: Fields, version: int) -> str:
+    return f"{fields.case} version {version}"
 
 
 def _late(ended: asyncio.Future[None]) -> None:

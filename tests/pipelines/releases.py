@@ -19,6 +19,8 @@ from pipelines.settings import Settings
 from tests.pipelines.candidates import CASE, month, registered
 from tests.pipelines.verbs import rollout
 
+ONE_ROW = {"categorical": np.zeros((1, 10), np.int64), "numeric": np.ones((1, 9), np.float32)}
+
 
 def roll_out(settings: Settings, number: int, run_dir: Path, **arguments):
     """The rollout step of the n-th run: its facts."""
@@ -35,11 +37,10 @@ def promote(settings: Settings, number: int) -> Path:
 
 def answering(settings: Settings, *versions: int) -> list[int]:
     """Those of ``versions`` that answer in Triton."""
-    tensors = {"categorical": np.zeros((1, 10), np.int64), "numeric": np.ones((1, 9), np.float32)}
     found = []
     for version in versions:
         try:
-            triton.infer(settings, CASE, version, tensors)
+            triton.infer(settings, CASE, version, ONE_ROW)
             found.append(version)
         except Unavailable:
             pass

@@ -622,17 +622,34 @@ def test_the_smaller_declared_volume_counts(declared, needed):
     assert volume_needed(5000, CONFIG) is None
 
 
-@pytest.mark.parametrize(("outcome", "verdict"), [("promoted", "promoted"), ("kept", "kept"), ("pending", "missing")])
+@pytest.mark.parametrize(
+    ("outcome", "verdict"), [(one, one) for one in ("promoted", "kept", "overtaken")] + [("pending", "missing")]
+)
 def test_the_verdict_of_a_retraining_is_kept(outcome, verdict):
     """What became of the retraining stands in the state until the next episode opens.
 
-    Promoted, kept, or no verdict in time.
+    Promoted, kept, overtaken, or no verdict in time.
     """
     asked = NOW - timedelta(days=40) if outcome == "pending" else YESTERDAY
     after, _ = step(
         state("RETRAINING", episode="e", retrained_at=asked), seen(outcome=outcome), CONFIG, NOW, "loans", NOW
     )
     assert after.verdict == verdict
+
+
+def test_a_person_who_releases_another_version_ends_the_episode():
+    """Where another version came to serve, the policy says who did it, asks for nobody, and rests as long as ever."""
+    told = "a person let version 3 serve meanwhile (release, ada: I know better)"
+    after, action = step(
+        state("RETRAINING", episode="e", retrained_at=YESTERDAY),
+        seen(outcome="overtaken", meanwhile=told, champion=3),
+        CONFIG,
+        NOW,
+        "loans",
+        NOW,
+    )
+    assert (after.name, action, after.cooldown_days) == ("COOLDOWN", "none", CONFIG.cooldown_days)
+    assert after.reason == f"retrained, not promoted: {told}; cooldown of {CONFIG.cooldown_days:g} days"
 
 
 def run(evidences, config=CONFIG, start=None) -> list[PolicyState]:

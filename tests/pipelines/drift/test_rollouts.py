@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.contracts import Release, Trial
 from pipelines.drift.evidence import PolicyState
-from pipelines.drift.judge import outcome
+from pipelines.drift.judge import Given, outcome
 from pipelines.drift.labels import arrived
 from pipelines.drift_report import State
 from tests.pipelines.drift.stream import PARAMS
@@ -17,6 +17,7 @@ from tests.pipelines.drift.test_compare import found, rows
 
 T0 = datetime(2020, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+ASKED = PolicyState(name=State.RETRAINING, end=T0, champion=1, cooldown_days=7.0, retrained_at=T0 + DAY)
 
 
 def test_labels_of_the_other_arm_are_not_the_champions():
@@ -77,7 +78,41 @@ def test_a_retraining_on_trial_is_not_decided_on(history, expected):
 
     As seen from before ``as_of``; one that was turned away is kept, whoever is on trial.
     """
-    asked = PolicyState(name=State.RETRAINING, end=T0, champion=1, cooldown_days=7.0, retrained_at=T0 + DAY)
-    assert outcome(asked, history, [(T0 + DAY, "promote")], T0 + 3 * DAY) == expected
-    turned_away = outcome(asked, [row(2, "open", 0, 2, trained=0)], [(T0 + DAY, "reject")], T0 + 3 * DAY)
-    assert turned_away == "kept"
+    assert outcome(ASKED, history, [Given(T0 + DAY, "promote", "v2")], T0 + 3 * DAY) == (expected, "")
+    turned_away = outcome(ASKED, [row(2, "open", 0, 2, trained=0)], [Given(T0 + DAY, "reject", "v2")], T0 + 3 * DAY)
+    assert turned_away == ("kept", "")
+
+
+def ordered(seq: int, action: str, days: float, champion: int, verdict: str | None = None) -> Release:
+    """A row by which ada lets a version serve."""
+    found = row(seq, action, days, None)
+    own = {"champion": champion, "verdict_hash": verdict, "trial": None, "actor": "ada", "reason": "I know better"}
+    return found.model_copy(update=own)
+
+
+@pytest.mark.parametrize("decision", ["promote", "reject"])
+@pytest.mark.parametrize(
+    ("history", "expected", "who"),
+    [
+        ([ordered(2, "release", 2, 3, "of another")], "overtaken", "a person let version 3 serve"),
+        ([ordered(2, "release", 0, 3)], "overtaken", "a person let version 3 serve"),
+        ([ordered(2, "rollback", 2, 0)], "overtaken", "a person let version 0 serve"),
+        ([row(2, "open", 1, 2), ordered(3, "release", 2, 3)], "overtaken", "a person let version 3 serve"),
+        ([ordered(2, "release", 2, 2, "v2")], "promoted", "a person let version 2 serve"),
+        ([row(2, "promote", 2, None, trained=0)], "overtaken", "the loop let version 2 serve"),
+        ([ordered(2, "release", 0, 1)], "kept", ""),
+        ([ordered(2, "release", 4, 3)], "kept", ""),
+    ],
+)
+def test_a_version_that_a_person_releases_meanwhile_is_told(history, expected, who, decision):
+    """What became of an episode's own candidate is told, and who let another version serve while it was made."""
+    found = outcome(ASKED, history, [Given(T0 + DAY, decision, "v2")], T0 + 3 * DAY)
+    assert (found.outcome, found.meanwhile.partition(" meanwhile")[0]) == (expected, who)
+    assert ("ada: I know better" in found.meanwhile) == who.startswith("a person")
+
+
+def test_nobody_has_decided_on_a_candidate_while_there_is_no_verdict_on_it():
+    """A version that a person releases is no verdict on the run's own candidate, nor is a soak that it waits for."""
+    assert outcome(ASKED, [ordered(2, "release", 2, 3)], [], T0 + 3 * DAY).outcome == "pending"
+    soak = row(2, "promote", 1, None, trained=0).model_copy(update={"stage": "soak"})
+    assert outcome(ASKED, [soak], [Given(T0 + 2 * DAY, "promote", "v3")], T0 + 3 * DAY).outcome == "pending"

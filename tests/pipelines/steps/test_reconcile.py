@@ -14,7 +14,7 @@ from pipelines.params_file import load_params
 from pipelines.registry import aliases
 from pipelines.steps import reconcile
 from tests.pipelines.candidates import CASE
-from tests.pipelines.releases import answering, equals_onnxruntime, kill_stub, promote, stub
+from tests.pipelines.releases import ONE_ROW, answering, equals_onnxruntime, kill_stub, promote, stub
 from tests.pipelines.steps.conftest import fresh_state
 
 pytestmark = pytest.mark.slow
@@ -166,7 +166,7 @@ def instances_and_queue(settings):
     )
 
 
-def test_other_serving_parameters_are_followed_under_load(mended):
+def test_other_serving_parameters_are_followed_under_load(mended, monkeypatch):
     """Instances and batching that a case declares are Triton's after the next reconcile, once, and no answer is lost.
 
     On the CPU in a GPU's place, too, and also when they change while it is there.
@@ -174,11 +174,17 @@ def test_other_serving_parameters_are_followed_under_load(mended):
     settings, _, repair = mended
     repair()
     assert instances_and_queue(settings) == (1, None)
-    asked, stop = list[list[int]](), threading.Event()
+    monkeypatch.setattr(triton, "ANSWER_SECONDS", 60.0)  # on a busy machine an answer may be late: that is not lost
+    answered, lost, stop = list[int](), list[str](), threading.Event()
 
     def ask():
         while not stop.is_set():
-            asked.append(answering(settings, 1, 2))
+            for version in (1, 2):
+                try:
+                    triton.infer(settings, CASE, version, ONE_ROW)
+                    answered.append(version)
+                except Exception as error:  # noqa: BLE001 - whatever it is: an answer was lost
+                    lost.append(f"{type(error).__name__}: {error}")
 
     def reconciled(**serving):
         params = load_params(CASE).model_copy(update={"serving": ServingParams(**serving)})
@@ -203,8 +209,8 @@ def test_other_serving_parameters_are_followed_under_load(mended):
         stop.set()
         for one in askers:
             one.join()
-    assert len(asked) > 20
-    assert [found for found in asked if found != [1, 2]] == []
+    assert len(answered) > 40
+    assert lost == []
 
 
 def test_triton_keeps_what_the_ledger_names_and_nothing_else(mended, monkeypatch):

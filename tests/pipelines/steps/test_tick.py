@@ -23,6 +23,8 @@ from pipelines.deploy.stages import on_trial
 from pipelines.errors import ConflictError, Unavailable
 from pipelines.guard.decide import decide
 from pipelines.guard.evidence import Answer, Seen
+from pipelines.ledger import release_rows
+from pipelines.ledger import rows as rows_of_tables
 from pipelines.params import RolloutParams
 from pipelines.params_file import load_params
 from pipelines.provenance import wall_time
@@ -36,7 +38,7 @@ from tests.pipelines.data import loglines
 from tests.pipelines.releases import answering, roll_out
 from tests.pipelines.verbs import rollout as step
 
-MINUTE = timedelta(minutes=1)
+MINUTE, DAY = timedelta(minutes=1), 24 * 60
 
 
 def says(verdict: str):
@@ -316,6 +318,60 @@ def test_a_retired_case_has_no_rollout_that_moves(settings):
     assert ticked(settings, 32, "fail", of=2).action == "abort"
     ledger.set_retired(settings.ledger, CASE, retired=True, reason="for good", actor="ada")
     assert [ticked(settings, 33, of=of).over for of in (None, 2, 3)] == [True, True, False]
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Lets so many minutes pass for who writes into the ledger, and looks at the clock of a person."""
+    passed = [0.0]
+    for module in (release_rows, rows_of_tables, moves, rolling):
+        monkeypatch.setattr(module, "wall_time", lambda: wall_time() + passed[0] * MINUTE)
+
+    def wait(minutes: float) -> None:
+        passed[0] += minutes
+
+    return wait
+
+
+def test_a_stage_does_not_last_while_somebody_holds_it(settings, order, later):
+    """After a hold of a day a stage lasts as much longer as was left of it, and nobody is told that it is stuck."""
+    train(settings, 1)
+    train(settings, 2)
+    later(20)
+    order("hold", "a holiday")
+    later(10 * DAY)
+    assert order("status")[1]["minutes"] == pytest.approx(20, abs=1)
+    order("resume", "back")
+    assert order("status")[1]["minutes"] == pytest.approx(20, abs=1)
+    for verdict, minutes in (("pass", 1), ("pass", 9), ("hold", 24 * 60)):
+        assert ticked(settings, 20 + 10 * DAY + minutes, verdict).outcome == "holds"
+    assert ledger.deliveries(settings.ledger, CASE) == []
+    later(5)
+    order("hold", "once more")
+    later(DAY)
+    order("resume", "back again")
+    assert ticked(settings, 25 + 11 * DAY + 4).outcome == "holds"
+    assert ticked(settings, 25 + 11 * DAY + 6).action == "advance"
+
+
+def test_a_stage_does_not_last_while_its_case_is_retired(settings, order, later):
+    """Nobody is answered in a retired case: taken back, its stage lasts as much longer as was left of it.
+
+    Time in which somebody held it, too, counts once.
+    """
+    train(settings, 1)
+    train(settings, 2)
+    later(20)
+    for hold, retired in ((False, True), (True, False), (False, True), (False, False)):
+        if hold:
+            ledger.set_retired(settings.ledger, CASE, retired=False, reason="back", actor="ada")
+            assert order("hold", "a holiday")[0] == 0
+        else:
+            ledger.set_retired(settings.ledger, CASE, retired=retired, reason="a break", actor="ada")
+        later(DAY)
+    assert order("resume", "back")[0] == 0
+    assert ticked(settings, 20 + 4 * DAY + 9).outcome == "holds"
+    assert ticked(settings, 20 + 4 * DAY + 11).action == "advance"
 
 
 def test_people_hear_of_a_rollout_that_does_not_move(settings, caplog):

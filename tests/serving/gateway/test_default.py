@@ -74,7 +74,8 @@ def write(params, serving):
 def test_the_chain_goes_from_the_champion_to_the_default(tmp_path, monkeypatch):
     """The champion answers, else the previous release, else the default, which is flagged, counted and logged as such.
 
-    Lines of versions have no trace of it, and the champion answers again as soon as it can.
+    A metric says that somebody stands in, whoever it is. Lines of versions have no trace of it, and the champion
+    answers again as soon as it can.
     """
     with gateway(tmp_path, monkeypatch, {"default": 0.75}) as (http, settings, triton):
         found = []
@@ -82,6 +83,7 @@ def test_the_chain_goes_from_the_champion_to_the_default(tmp_path, monkeypatch):
             triton.loaded = loaded
             answer = http.post(PREDICT, json={"rows": ROWS})
             assert answer.status_code == 200
+            assert counted(http, "fallback", case="loans") == (loaded != {1, 2})
             found.append(answer.json()["rows"])
         logged = lines(settings)
         assert [[row["version"] for row in rows] for rows in found] == [[2] * 3, [1] * 3, [0] * 3, [2] * 3]
@@ -94,6 +96,19 @@ def test_the_chain_goes_from_the_champion_to_the_default(tmp_path, monkeypatch):
         assert counted(http, "default_rows_total", case="loans") == 3
         assert counted(http, "rows_total", case="loans") == 9
         assert counted(http, "log_lines_total", case="loans", kind="predictions") == 12
+
+
+def test_a_default_stands_in_for_a_champion_alone(tmp_path, monkeypatch):
+    """A default that answers for a champion that cannot serve is told until its case is retired; before, for none."""
+    with gateway(tmp_path, monkeypatch, {"default": 0.75}, versions=()) as (http, settings, _):
+        assert http.post(PREDICT, json={"rows": ROWS}).json()["rows"][0]["default"]
+        assert counted(http, "fallback", case="loans") == 0
+        release(settings, 1, fields_hash="0" * 64)
+        until(lambda: counted(http, "fields_refused", case="loans") == 1)
+        assert http.post(PREDICT, json={"rows": ROWS}).json()["rows"][0]["default"]
+        assert counted(http, "fallback", case="loans") == 1
+        ledger.set_retired(settings.ledger, "loans", retired=True, reason="over", actor="ada")
+        until(lambda: counted(http, "fallback", case="loans") == 0)
 
 
 def test_without_a_declared_default_it_is_refused(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from serving.gateway.settings import Bounds
 
 RATE = 20
 EACH = 30
+DAY = 86_400
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,34 @@ def test_a_rate_counts_rows(tmp_path, request, monkeypatch, shared):
 
     asked = (("a", 12), ("a", 9), ("a", 7), ("b", 20), ("a", 1), ("b", 1))
     assert refusals(door, *asked) == [None, 429, None, None, 429, 429]
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_out(tmp_path, monkeypatch):
+    """Who is above the rate as the clock is set back by two days is let in again at once, and no more than the rate."""
+    door = Door(Bounds(auth=False, rate=f"{RATE}/day"), tmp_path / "key")
+    assert refusals(door, ("c", RATE), ("c", 1)) == [None, 429]
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 2 * DAY)
+    assert refusals(door, ("c", RATE), ("c", 1)) == [None, 429]
+    assert refusals(door, ("c", 1)) == [429]
+
+
+def test_a_clock_of_redis_that_was_set_back_keeps_nobody_out(tmp_path, redis_url, monkeypatch):
+    """A shared window that lasts longer than a window does is of a clock that was set back: it is counted anew."""
+    import redis
+
+    monkeypatch.setattr(protections, "_WAIT_SECONDS", 10.0)
+
+    def door():
+        return Door(Bounds(auth=False, rate=f"{RATE}/day"), tmp_path / "key", SecretStr(redis_url))
+
+    assert refusals(door(), ("c", RATE), ("c", 1)) == [None, 429]
+    kept = redis.Redis.from_url(redis_url)
+    [key] = kept.keys(f"*{HOST}*")
+    assert kept.ttl(key) <= DAY
+    kept.expire(key, 3 * DAY)  # what is left of it where the server's clock is two days earlier
+    assert refusals(door(), ("c", RATE), ("c", 1)) == [None, 429]
+    assert kept.ttl(key) <= DAY
 
 
 def test_more_rows_than_a_rate_lets_in_at_all_are_told_so(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -18,6 +19,8 @@ from pipelines.errors import Crowded
 from pipelines.params import RolloutParams
 from serving.gateway import routing, scoring, trial
 from serving.gateway.joining import Lane, Late
+from serving.gateway.log import Log
+from serving.gateway.traffic import Traffic
 from tests.serving.gateway.world import (
     FIELDS,
     PREDICT,
@@ -239,6 +242,17 @@ def test_a_gateway_that_stops_writes_what_it_counted(tmp_path):
             assert not lines(settings, "traffic")
         assert counts(settings).total() == len(ROWS)
         assert all(path.suffix == ".jsonl" for path in settings.prediction_log.glob("loans/traffic/*.jsonl*"))
+
+
+def test_counts_are_written_though_the_clock_was_set_back(tmp_path):
+    """What was counted in a time that is yet to come, as the clock was set back since, waits for nothing."""
+    log = Log(tmp_path, "w", max_bytes=10**6, max_seconds=60, on_error=lambda: None)
+    traffic = Traffic(10, lambda *_: None)
+    for received in (datetime.now(UTC), datetime.now(UTC) + timedelta(days=1)):
+        traffic.count(received, "champion", 1, "ok", 1)
+    assert traffic.write(log) == 1
+    assert traffic.write(log, every=True) == 1
+    asyncio.run(log.close())
 
 
 def test_the_champion_answers_for_a_challenger_that_is_not_loaded(world):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from sqlalchemy import create_engine
 
@@ -12,11 +15,14 @@ from pipelines.cases import load_fields
 from pipelines.contracts import Order
 from pipelines.encoding import encode
 from pipelines.errors import Unavailable
-from serving.gateway import routing
+from serving.gateway import routing, versions
+from serving.gateway import triton as triton_client
+from serving.gateway.triton import FAILURES
 from serving.gateway.versions import probe
 from tests.serving.gateway.world import (
     FIELDS,
     PREDICT,
+    Scores,
     client,
     counted,
     expected,
@@ -147,6 +153,123 @@ def test_the_previous_release_stands_in_and_says_so(world):
     until(lambda: version(http) == 2)
     assert counted(http, "fallback", case="loans") == 0
     assert http.get("/readyz").status_code == 200
+
+
+class Odd(Scores):
+    """Answers NaN for rows that are ``odd``; ``asked`` is how often each version was."""
+
+    def __init__(self, odd):
+        super().__init__()
+        self.odd = odd
+        self.asked = Counter()
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        self.asked[int(request.model_version)] += 1
+        answer = super().ModelInfer(request, context)
+        scores = np.frombuffer(answer.raw_output_contents[0], np.float32).copy()
+        numeric = np.frombuffer(request.raw_input_contents[1], np.float32).reshape(list(request.inputs[1].shape))
+        scores[[self.odd(int(request.model_version), row) for row in numeric]] = np.nan
+        answer.raw_output_contents[0] = scores.tobytes()
+        return answer
+
+
+def test_a_champion_that_answers_nothing_but_nan_is_left_alone_and_comes_back(tmp_path, monkeypatch):
+    """A version without an answer for any row is soon not asked for each of them; who stands in is told.
+
+    It answers again by itself once it is well.
+    """
+    monkeypatch.setattr(triton_client, "PAUSE_SECONDS", 60.0)
+    well = threading.Event()
+    with fake_triton(servicer=Odd(lambda number, _row: number == 2 and not well.is_set())) as (triton, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        release(settings, 2)
+        with client(settings) as http:
+            assert [version(http) for _ in range(60)] == [1] * 60
+            assert triton.asked[2] <= 4 * FAILURES
+            assert counted(http, "fallback", case="loans") == 1
+            assert "roll it back" in http.get("/readyz").json()["cases"]["loans"]["error"]
+        monkeypatch.setattr(triton_client, "PAUSE_SECONDS", 0.1)
+        with client(settings) as http:
+            assert [version(http) for _ in range(30)] == [1] * 30
+            well.set()
+            until(lambda: version(http) == 2)
+            assert counted(http, "fallback", case="loans") == 0
+
+
+def test_rows_that_a_champion_has_no_answer_for_take_it_from_nobody(tmp_path):
+    """However often a client sends nothing but rows that a version answers with NaN, it goes on answering others."""
+    with fake_triton(servicer=Odd(lambda _number, row: row[0] == 7)) as (triton, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        odd = {"rows": [row | {"salary": 7} for row in ROWS["rows"]]}
+        with client(settings) as http:
+            for _ in range(6 * FAILURES):
+                assert http.post(PREDICT, json=odd).status_code == 503
+            assert triton.asked[1] >= 6 * FAILURES
+            assert version(http) == 1
+
+
+def test_a_previous_release_that_could_not_be_loaded_stands_in_once_it_can(tmp_path, monkeypatch):
+    """A previous release whose bundle could not be read is tried again, though no release has come since."""
+    monkeypatch.setattr(routing, "AGAIN_SECONDS", 0.1)
+    with fake_triton() as (triton, port):
+        settings = make_home(tmp_path, port)
+        path = release(settings, 1) / "bundle.json"
+        release(settings, 2)
+        kept = path.read_bytes()
+        path.unlink()
+        with client(settings) as http:
+            assert version(http) == 2
+            triton.loaded = {1}
+            assert http.post(PREDICT, json=ROWS).status_code == 503
+            path.write_bytes(kept)
+            until(lambda: http.post(PREDICT, json=ROWS).status_code == 200)
+            assert version(http) == 1
+
+
+def test_a_previous_release_that_cannot_be_loaded_is_not_tried_by_every_poll(tmp_path, monkeypatch):
+    """A bundle that cannot be read is read again once in a while only: not by every poll, and not by a request."""
+    tried = []
+
+    def load(root, fields, row):
+        tried.append(row.champion)
+        return versions.load(root, fields, row)
+
+    monkeypatch.setattr(routing, "load", load)
+    with fake_triton() as (_, port):
+        settings = make_home(tmp_path, port)
+        (release(settings, 1) / "bundle.json").unlink()
+        release(settings, 2)
+        with client(settings) as http:
+            polled = heads_read(monkeypatch)
+            until(lambda: len(polled) > 3)
+            assert version(http) == 2
+            assert sorted(tried) == [1, 2]
+
+
+def heads_read(monkeypatch):
+    """The cases whose head was read since, in a list that grows."""
+    polled, head = [], ledger.head
+
+    def read(url, case):
+        polled.append(case)
+        return head(url, case)
+
+    monkeypatch.setattr(routing.ledger, "head", read)
+    return polled
+
+
+def test_a_former_champion_stands_in_though_its_bundle_is_gone(world):
+    """A version that is in memory needs no bundle any more: after a promotion the champion before it stands in."""
+    http, settings, triton = world
+    assert version(http) == 1
+    (settings.run_dir("loans", datetime(2024, 1, 1, tzinfo=UTC)) / "export" / "bundle.json").unlink()
+    triton.loaded = {1}
+    release(settings, 2)
+    until(lambda: counted(http, "champion_version", case="loans") == 2, 5)
+    assert version(http) == 1
 
 
 def test_a_version_that_was_rolled_back_does_not_stand_in(world):

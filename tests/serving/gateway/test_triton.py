@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
+from purgatory.domain import model
 from tritonclient.grpc import service_pb2 as pb
 
 from pipelines.errors import Unavailable
@@ -16,7 +18,7 @@ from pipelines.fields import Fields, Number, Text
 from pipelines.parts import cut
 from pipelines.text import pad
 from serving.gateway.joining import Late
-from serving.gateway.triton import FAILURES, Triton
+from serving.gateway.triton import FAILURES, PAUSE_SECONDS, Triton
 from tests.serving.gateway.world import Scores, fake_triton
 
 
@@ -182,6 +184,33 @@ def test_values_that_triton_refuses_are_no_outage(code, words, heard):
     with fake_triton(servicer=Failing(code, words)) as (triton, port):
         asyncio.run(ask(port))
         assert triton.heard == heard
+
+
+def test_a_clock_that_was_set_back_leaves_no_version_alone_for_long(monkeypatch):
+    """A version that did not answer is asked again after the pause, though the clock was set back meanwhile."""
+
+    async def ask(port):
+        client = Triton(f"127.0.0.1:{port}", 5.0)
+
+        async def once():
+            with pytest.raises(Unavailable):
+                await client.score(TEXTS, 1, cut(pad([[1]]), 64), client.deadline())
+
+        try:
+            with monkeypatch.context() as patch:  # of the breaker alone: gRPC has the clock of the machine
+                patch.setattr(model, "time", SimpleNamespace(time=lambda: time.time() + 86_400))
+                for _ in range(FAILURES):
+                    await once()
+            await once()
+            await asyncio.sleep(1.1 * PAUSE_SECONDS)
+            await once()
+        finally:
+            await client.close()
+
+    said = (grpc.StatusCode.UNAVAILABLE, "version 1 is not at ready state")
+    with fake_triton(servicer=Failing(*said)) as (triton, port):
+        asyncio.run(ask(port))
+        assert triton.heard == FAILURES + 1
 
 
 class Slow(Scores):
