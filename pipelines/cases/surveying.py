@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipelines.cases import (
     declared_fields,
     file_of,
     import_part,
+    kept_target,
     shown,
     source_problem,
 )
@@ -62,6 +64,7 @@ def survey(settings: Settings | None = None, names: Iterable[str] | None = None,
     lost = case_files.problems_of_roots() if names is None else {}
     with _LOCK:
         found = [_looked_at(case, settings, trains=trains) for case in asked]
+    found = [_beside_its_rows(case, settings) for case in found]
     return [*found, *(Case(root, problem=problem) for root, problem in lost.items())]
 
 
@@ -78,6 +81,13 @@ def _looked_at(case: str, settings: Settings, *, trains: bool) -> Case:
     found = _examined(case, anew=known is not None and known[0] != code, trains=trains)
     _seen[case, trains] = (code, given, found)
     return found
+
+
+def _beside_its_rows(case: Case, settings: Settings) -> Case:
+    """The case, with what is wrong with its labels' declaration beside the rows that it has: those may come anew."""
+    if case.fields is None or not (problem := kept_target.problem(case.fields, case.params, settings)):
+        return case
+    return replace(case, problem="; ".join(filter(None, (case.problem, problem))))
 
 
 def _code(case: str) -> list[Path]:

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from pipelines import ledger, segments
-from pipelines.cases import declared_files, load_fields
+from pipelines.cases import declared_files, kept_target, load_fields
 from pipelines.cases.columns import Asked, together
 from pipelines.cases.receiving import Received, receive
 from pipelines.cli import looking
@@ -103,6 +103,7 @@ def take(params: Params, settings: Settings, given: Given) -> dict[str, Any]:
     ledger.require_in_service(settings.ledger, params.case)
     fields = load_fields(params.case)
     now = wall_time()
+    kept_target.keep_in_lake(fields, given.label_values, settings)
     rows, refused, received = _read(params, fields, settings, given, now)
     kept = None
     if refused.height:
@@ -120,6 +121,7 @@ def take(params: Params, settings: Settings, given: Given) -> dict[str, Any]:
     make_folder(folder)
     with alone(folder / ".import.lock", refusal):
         fresh, labels, differ = _new(rows, fields, settings)
+        kept_target.keep_in_lake(fields, given.label_values, settings, rows_follow=True)
         written = _write(settings, fields, fresh, labels, now)
         prediction_log.compact(settings, params.case)
     known = rows.drop_nulls(fields.label).height

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from pipelines import objects, storage
-from pipelines.cases.code import code_sha256
+from pipelines.cases import code, kept_target
 from pipelines.contracts import Manifest
 from pipelines.line.step import Action, Read, Run, Step, Work
 from pipelines.params import Params
@@ -24,6 +24,7 @@ def run(step: Step, run: Run) -> Manifest:
     objects.attach(run.settings)
     for kind in COMPACTED:  # what is known of the log, wherever it was compacted
         objects.need_folder(run.settings.lake_dir / run.case / kind / RECORDS)
+    kept_target.hold(run.params, run.settings)
     read = reads(step, run)
     return publish(step, run, read, home(step).work(run, read))
 
@@ -55,7 +56,7 @@ def declared(step: Step, params: Params, work: Work) -> dict[str, Any]:
     """What enters the key of a step beside its name, its version and its inputs' keys."""
     found = {"params": {name: _value(params, name) for name in step.params}, **work.declared}
     if step.runs_case and work.runs_case:
-        found["code"] = code_sha256(params.case)
+        found["code"] = code.code_sha256(params.case)
     return found
 
 

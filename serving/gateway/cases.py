@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Self
 
+from pipelines.cases import kept_target
 from pipelines.fields import Fields
 from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import EVERY, Stamp, adopt, asked
@@ -97,11 +98,13 @@ def open_case(
 ) -> Case:
     """Take up what dead workers left of a case, and begin its log; for a thread.
 
-    Raises ConfigError if requests cannot have such fields, and what the file system raises.
+    Raises ConfigError if requests cannot have such fields, or what is logged of the case would mean something else with
+    them, and what the file system raises.
     """
     rows = row_shape(fields, bounds.max_rows)
     labels = label_shape(fields, bounds.max_rows)
     figures = figure_shape(bounds.max_rows)
+    kept_target.keep_beside_log(fields, settings)
     # Segments are named by their worker: a case that comes again must not take the names of its earlier ones.
     folder = settings.prediction_log / fields.case
     worker = worker_name()

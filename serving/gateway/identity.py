@@ -32,7 +32,7 @@ from pipelines.sqlite import write_ahead
 from serving.gateway.log import Position
 from serving.gateway.refusal import Refused
 
-FORMAT = "4"
+FORMAT = "5"
 PATIENCE_SECONDS = 2.0
 REBUILD_SECONDS = 300.0
 _PAUSE_SECONDS = 0.002
@@ -65,8 +65,8 @@ _encode = msgspec.json.Encoder().encode
 class Answer(NamedTuple):
     """What was answered for an id first.
 
-    A digest of the features, event time and receipt in microseconds since 1970, version, prediction and score, whether
-    these are the declared default, and the row's arm if a rollout was under way.
+    A digest of the features by name, event time and receipt in microseconds since 1970, version, prediction and score,
+    whether these are the declared default, and the row's arm if a rollout was under way.
     """
 
     id: str
@@ -81,7 +81,7 @@ class Answer(NamedTuple):
 
 
 def digest(features: Sequence[Any]) -> bytes:
-    """16 bytes that stand for the features in declared order."""
+    """16 bytes that stand for these values in their order."""
     return hashlib.blake2b(_encode(features), digest_size=16).digest()
 
 
@@ -110,8 +110,13 @@ class Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._folder = folder
-        self._names = tuple(names)
+        self._places = sorted(range(len(names)), key=names.__getitem__)
+        self._names = [names[place] for place in self._places]
         self._connection, self._inode = _connect(path)
+
+    def digest(self, features: Sequence[Any]) -> bytes:
+        """What stands for the features, given in declared order: the same whatever order the fields are declared in."""
+        return digest([features[place] for place in self._places])
 
     def close(self) -> None:
         """Close the database."""

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from pipelines.contracts import DEFAULT, ELSEWHERE, Arm
 from serving.gateway import refusals
 from serving.gateway.cases import Case
-from serving.gateway.identity import Answer, digest, microseconds
+from serving.gateway.identity import Answer, microseconds
 from serving.gateway.joining import Late
 from serving.gateway.log import Position
 from serving.gateway.protections import Place
@@ -355,7 +355,7 @@ def _row(number: int, item: Any, received: datetime, case: Case) -> Row:
     return Row(
         number,
         name,
-        b"" if own_id else digest(features),
+        b"" if own_id else case.index.digest(features),
         received if given is None else given,
         None if given is None else microseconds(given),
         features,

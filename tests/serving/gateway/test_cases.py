@@ -138,6 +138,30 @@ def test_a_changed_case_is_asked_as_it_is_declared_now(world):
     }
 
 
+def test_an_answered_row_is_known_in_any_order_of_fields(world):
+    """A row that is sent again once its fields stand in another order is still that row, and one that swaps them not.
+
+    Both to a gateway that was there, and to one that starts.
+    """
+    root, settings, _ = world
+    fields = 'Numeric("price", 0, 1000)', 'Numeric("weight", 0, 1000)'
+    with client(settings, **FAST) as http:
+        first = ask(http, "desk", prediction_id="one").json()["rows"]
+        shop.edit(root / "desk" / "schema.py", (", ".join(fields), ", ".join(fields[::-1])))
+        until(lambda: "other fields" in ask(http, "desk").text)
+        release(settings, 2, case="desk", fields_hash=load_fields("desk").hash)
+        until(lambda: ask(http, "desk").status_code == 200)
+        _is_known(http, first)
+    with client(settings, **FAST) as http:
+        _is_known(http, first)
+
+
+def _is_known(http, first):
+    assert ask(http, "desk", prediction_id="one").json()["rows"] == first
+    swapped = ask(http, "desk", prediction_id="one", price=ROW["weight"], weight=ROW["price"])
+    assert (swapped.status_code, "one" in swapped.text) == (409, True)
+
+
 def test_a_removed_case_is_answered_404_and_its_log_is_closed(world):
     """A case whose folder goes is unknown soon and its young segments are closed; it serves if it comes again."""
     root, settings, _ = world
