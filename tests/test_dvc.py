@@ -70,7 +70,7 @@ def test_the_remote_is_small():
     assert sum(path.stat().st_size for path in (REPOSITORY / "dvc_remote").rglob("*") if path.is_file()) < 5e6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fresh_clone_pulls_reproduces_and_then_rests(tmp_path: Path):
     """In a fresh clone `dvc pull` and `dvc repro` run the line to the gate on the pinned rows.
 

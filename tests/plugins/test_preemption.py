@@ -23,7 +23,7 @@ def _start(folder, url):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preempted_training_saves_and_the_retry_goes_on(tmp_path, mlflow_url):
     """SIGTERM has the ranks save the step that they are at and leaves none alive.
 

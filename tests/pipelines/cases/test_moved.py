@@ -102,7 +102,7 @@ print(json.dumps({"errors": bag.import_errors, "dags": sorted(bag.dags)}))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_case_outside_has_its_dags(places, tmp_path):
     """Airflow makes the DAGs of all cases that were moved, and no import error."""
     for case in CASES:

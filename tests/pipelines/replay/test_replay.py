@@ -79,6 +79,7 @@ def test_before_they_part_all_policies_serve_the_same(undisturbed):
     assert all((one == other) == equal for one, other, equal in zip(never, drift, same, strict=True))
 
 
+@pytest.mark.long
 def test_headroom_asks_a_probe_at_the_price_in_its_name_and_drift_asks_none(undisturbed, home, tmp_path):
     """At a price that no gain is worth, the probe's figures stand in every judged window and drift alone decides."""
     found = played(cached(home, tmp_path), "headroom@9")
@@ -229,6 +230,7 @@ def test_the_report_says_what_the_summary_says(undisturbed):
     assert png(undisturbed)[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.long
 def test_trees_are_played_as_networks_are(tmp_path):
     """An estimator's candidates are trained, scored, gated and promoted by the same steps: drift pays for it, too."""
     trees = {"kind": "estimator", "family": "lightgbm", "parameters": {"n_estimators": 40, "num_leaves": 7}}

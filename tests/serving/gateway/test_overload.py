@@ -126,8 +126,8 @@ def test_a_case_whose_lane_refuses_leaves_the_others_as_they_are(tmp_path, monke
 
 def test_without_a_promise_the_deadline_is_the_bound(tmp_path, monkeypatch):
     """Where no SLO is declared, who would wait beyond the deadline is refused at once; nobody waits to fail."""
-    triton = Paced(0.5)
-    with gateway(tmp_path, monkeypatch, triton, {"deadline_seconds": 2.0}) as (http, _):
+    triton = Paced(0.8)
+    with gateway(tmp_path, monkeypatch, triton, {"deadline_seconds": 6.0}) as (http, _):
         rows = some_rows(1) * 800
         assert http.post(PREDICT, json={"rows": rows}).status_code == 200
         with ThreadPoolExecutor(12) as pool:
