@@ -105,7 +105,7 @@ class Triton:
 
     def _begin(self) -> None:
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
-        self._versions: WeakValueDictionary[str, Version] = WeakValueDictionary()
+        self._versions: WeakValueDictionary[tuple[str, int], Version] = WeakValueDictionary()
         self._refused: Counter[str] = Counter()  # calls of a version in a row that were answered for with a Refusal
         self._usual: dict[str, float] = {}
         # Of Triton nothing is said by a client that goes away, by values that it answers for with an error (unless it
@@ -144,7 +144,7 @@ class Triton:
         before, as their lengths say which call they share. Raises DataError for a value that the encoding refuses.
         """
         count = len(columns[EVENT_TIME])
-        self._versions[_name(fields, version.number)] = version
+        self._knows(fields, version)
         if version.text or count > MAX_BATCH:
             with phase("encode"):
                 parts = await version.parts(columns)
@@ -154,6 +154,11 @@ class Triton:
             promised = lane.admit(count, promised, deadline)
         with Turn() as turn:
             return await lane.ask(Call(columns, deadline, (turn,), math.inf if promised is None else promised))
+
+    def _knows(self, fields: Fields, version: Version) -> None:
+        key = fields.case, version.number
+        if self._versions.get(key) is not version:
+            self._versions[key] = version
 
     async def score(
         self, fields: Fields, version: int, parts: Sequence[Part], deadline: float, promised: float | None = None
@@ -241,7 +246,7 @@ class Triton:
         One that answers nothing else is asked for a row that is as declared, whatever clients send.
         """
         self._refused[name] += 1
-        own = self._versions.get(name)
+        own = self._versions.get((fields.case, version))
         if self._refused[name] < FAILURES or own is None:
             return
         tensors = (await own.parts(probe(fields)))[0].tensors

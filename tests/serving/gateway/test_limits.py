@@ -132,6 +132,27 @@ def test_a_rate_counts_rows(tmp_path, request, monkeypatch, shared):
     assert refusals(door, *asked) == [None, 429, None, None, 429, 429]
 
 
+def test_a_count_of_one_caller_leaves_the_others_alone(tmp_path, monkeypatch):
+    """To count a request starts no task, and looks at no other caller's count until their windows may be over."""
+    door = Door(Bounds(rate=f"{RATE}/minute", auth=False), tmp_path / "key")
+    counts = door._limiter.storage
+    clock = time.time()
+    monkeypatch.setattr(time, "time", lambda: clock)
+
+    async def come(callers):
+        tasks = asyncio.all_tasks()
+        found = [await door.hit(caller, 1) for caller in callers]
+        assert asyncio.all_tasks() == tasks
+        return sum(found)
+
+    assert asyncio.run(come([f"caller {number}" for number in range(1000)])) == 1000
+    assert asyncio.run(come(["caller 7"] * 2 * RATE)) == RATE - 1
+    assert len(counts.expirations) == len(counts.storage) == 1000
+    clock += 61.0
+    assert asyncio.run(come(["caller 7"] * 2 * RATE)) == RATE
+    assert len(counts.expirations) == len(counts.storage) == 1
+
+
 def test_a_clock_that_was_set_back_keeps_nobody_out(tmp_path, monkeypatch):
     """Who is above the rate as the clock is set back by two days is let in again at once, and no more than the rate."""
     door = Door(Bounds(auth=False, rate=f"{RATE}/day"), tmp_path / "key")
