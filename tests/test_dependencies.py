@@ -24,6 +24,7 @@ MODULES = {
     "grpcio": "grpc",
     "import-linter": "importlinter",
     "model-signing": "model_signing.signing",
+    "more-itertools": "more_itertools",
     "nvidia-pytriton": "pytriton",
     "prometheus-client": "prometheus_client",
     "protobuf": "google.protobuf",

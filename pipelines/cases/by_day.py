@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 import polars as pl
+from more_itertools import constrained_batches
 
 from pipelines.cases.columns import MOMENT, together
 from pipelines.moments import parse_moment
@@ -111,16 +112,8 @@ def _stretches(runs: list[_Run]) -> Iterator[set[date | None]]:
     for run in runs:
         for day, (_, rows) in run.days.items():
             sizes[day] += round(rows * run.width)
-    found: set[date | None] = set()
-    size = 0
-    for day in sorted((day for day in sizes if day is not None), reverse=True):
-        if found and size + sizes[day] > AT_ONCE:
-            yield found
-            found, size = set(), 0
-        found.add(day)
-        size += sizes[day]
-    if found:
-        yield found
+    newest_first = sorted((day for day in sizes if day is not None), reverse=True)
+    yield from map(set, constrained_batches(newest_first, AT_ONCE, get_len=sizes.__getitem__, strict=False))
     if None in sizes:
         yield {None}
 

@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 import polars as pl
+from more_itertools import constrained_batches
 
 from pipelines.data import log, repeats
 from pipelines.settings import Settings
@@ -42,16 +43,10 @@ def read(settings: Settings, case: str, days: Sequence[date], each: Each) -> Ite
             yield DayRows(day, rows)
 
 
-def _stretches(settings: Settings, case: str, days: Sequence[date]) -> Iterator[tuple[list[date], bool]]:
+def _stretches(settings: Settings, case: str, days: Sequence[date]) -> Iterator[tuple[Sequence[date], bool]]:
     """The days, as many together as have small files, and whether those are small: of a single day they may not be."""
     sizes = {day: sum(file.stat().st_size for file in log.near(settings, case, log.window_of(day))) for day in days}
-    together: list[date] = []
-    for day in days:
-        if together and sum(map(sizes.__getitem__, together)) + sizes[day] > TOGETHER:
-            yield together, sizes[together[0]] <= TOGETHER
-            together = []
-        together.append(day)
-    if together:
+    for together in constrained_batches(days, TOGETHER, get_len=sizes.__getitem__, strict=False):
         yield together, sizes[together[0]] <= TOGETHER
 
 

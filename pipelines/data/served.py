@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from more_itertools import constrained_batches
 
 from pipelines.contracts import Window
 from pipelines.data import heap, log, repeats, sorting
@@ -130,33 +131,19 @@ def _by_days(settings: Settings, fields: Fields, window: Window, as_of: datetime
             repeated, fate = 0, {}
 
 
-def _together(files: Sequence[Path]) -> Iterator[list[Path]]:
+def _together(files: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     """Files, as many together as are small."""
-    found: list[Path] = []
-    size = 0
-    for file in files:
-        own = file.stat().st_size
-        if found and size + own > TOGETHER:
-            yield found
-            found, size = [], 0
-        found.append(file)
-        size += own
-    if found:
-        yield found
+    return constrained_batches(files, TOGETHER, get_len=lambda file: _size([file]), strict=False)
 
 
 def _stretches(settings: Settings, case: str, window: Window) -> Iterator[list[date]]:
     """The days of a window, as many together as have small files, the newest last and first; one at least."""
-    together: list[date] = []
-    size = 0
-    for day in reversed(log.days(settings, case, window) or [window.start.date()]):
-        own = _size(_files(settings, case, [day]))
-        if together and size + own > TOGETHER:
-            yield together
-            together, size = [], 0
-        together.insert(0, day)
-        size += own
-    yield together
+    newest_first = reversed(log.days(settings, case, window) or [window.start.date()])
+
+    def size(day: date) -> int:
+        return _size(_files(settings, case, [day]))
+
+    return map(sorted, constrained_batches(newest_first, TOGETHER, get_len=size, strict=False))
 
 
 def _files(settings: Settings, case: str, days: Sequence[date]) -> list[Path]:

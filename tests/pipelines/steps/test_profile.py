@@ -193,7 +193,7 @@ def test_a_day_too_large_for_a_frame_has_the_same_profile(tmp_path, monkeypatch,
     )
     whole = run(settings, "frame", params)
     assert whole.facts["rows"] == len(lines)
-    monkeypatch.setattr(day_rows, "TOGETHER", 0)
+    monkeypatch.setattr(day_rows, "TOGETHER", 1)
     monkeypatch.setattr(repeats, "AT_ONCE", 64)
     monkeypatch.setattr(kernel, "BATCH", 2)
     streamed = run(settings, "streamed", params)
@@ -214,7 +214,7 @@ def test_rows_that_share_a_file_with_other_days_are_profiled(tmp_path, monkeypat
     for settings, most in ((apart, 500), (shared, 3)):
         monkeypatch.setattr(compaction, "MOST_PARTITIONS", most)
         loglines.write(settings, "loans", "predictions", "s0", lines)
-        for name, together in (("frame", day_rows.TOGETHER), ("streamed", 0)):
+        for name, together in (("frame", day_rows.TOGETHER), ("streamed", 1)):
             with monkeypatch.context() as patch:
                 patch.setattr(day_rows, "TOGETHER", together)
                 made.append(run(settings, name, params))
@@ -251,6 +251,6 @@ def test_a_damaged_partition_is_named_when_streamed(logged, tmp_path, monkeypatc
     run(logged, "damaged")
     shutil.copytree(logged.root, tmp_path / "state")
     next(iter((tmp_path / "state" / "lake" / "loans" / "predictions").rglob("*.parquet"))).write_bytes(b"PAR1torn")
-    monkeypatch.setattr(day_rows, "TOGETHER", 0)
+    monkeypatch.setattr(day_rows, "TOGETHER", 1)
     with pytest.raises(IntegrityError, match="remove that folder, it is made again"):
         run(Settings(home=tmp_path / "state"), "damaged-again")

@@ -110,7 +110,7 @@ def test_rows_of_the_log_by_days_are_the_rows_at_once(settings, monkeypatch, mos
     assert counts["refused"] == refused.height == 1
     assert (fate["superseded"], min(fate.values()) > 0) == (4, True)
     monkeypatch.setattr(log, "read_labels", lambda *_, **__: pytest.fail("all labels were read"))
-    for name, together, most_held in (("days", 0, 2000), ("stretches", 40_000, 300)):
+    for name, together, most_held in (("days", 1, 2000), ("stretches", 40_000, 300)):
         monkeypatch.setattr(served, "TOGETHER", together)
         monkeypatch.setattr(heap, "AT_ONCE", most_held)
         made, own, own_checked = run(settings, name, fallback)
@@ -123,7 +123,7 @@ def test_rows_of_the_log_by_days_are_the_rows_at_once(settings, monkeypatch, mos
 def test_no_more_rows_are_held_than_those_of_some_days(settings, monkeypatch):
     """Each part is whole days, the newest first, and no file of a day is read for another one's rows."""
     run(settings, "whole")
-    monkeypatch.setattr(served, "TOGETHER", 0)
+    monkeypatch.setattr(served, "TOGETHER", 1)
     window = Window(start=AS_OF - timedelta(days=6), end=AS_OF)
     parts = [found.rows for found in served.read(settings, FIELDS, window, AS_OF)]
     days = [set(rows["event_time"].dt.date()) for rows in parts]
@@ -133,7 +133,7 @@ def test_no_more_rows_are_held_than_those_of_some_days(settings, monkeypatch):
 
 def test_a_log_without_a_row_in_the_window_is_counted(settings, monkeypatch):
     """Labels that came for older rows alone are told, where there is nothing to join them with."""
-    monkeypatch.setattr(served, "TOGETHER", 0)
+    monkeypatch.setattr(served, "TOGETHER", 1)
     run(settings, "whole")
     window = Window(start=AS_OF + timedelta(hours=12), end=AS_OF + timedelta(days=5))
     [found] = served.read(settings, FIELDS, window, window.end)
