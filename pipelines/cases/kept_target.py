@@ -141,7 +141,11 @@ def _kept(settings: Settings, case: str) -> Iterator[tuple[str, Meaning]]:
     for path in [beside_log] * _has_segments(settings, case) + [in_lake]:
         if path.exists():
             name = str(path.relative_to(settings.root))
-            yield name, _parsed(name, path.read_bytes())
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise _unread(name, error.strerror) from error
+            yield name, _parsed(name, data)
 
 
 def _trained(settings: Settings, release: Release) -> Iterator[tuple[str, Meaning]]:
@@ -220,4 +224,11 @@ def _parsed(name: str, data: bytes) -> Meaning:
         found = json.loads(data)
         return Meaning(tuple(found["classes"]), found["unit"], {text: int(at) for text, at in found["texts"].items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{name} cannot be read ({error}): restore it") from error
+        raise _unread(name, error) from error
+
+
+def _unread(name: str, why: object) -> IntegrityError:
+    return IntegrityError(
+        f"{name} cannot be read ({why}): restore it, or remove it; what rows mean is then what the other one says, "
+        "beside the log or in the lake, or the champion's bundle"
+    )

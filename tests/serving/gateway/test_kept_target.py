@@ -180,6 +180,35 @@ def test_another_kind_of_target_is_told_and_not_followed(world, target, words):
         assert ask(http, "shop", prediction_id="one").json()["rows"][0]["prediction"] == "used"
 
 
+@pytest.mark.parametrize("damage", ["torn", "no file"])
+def test_a_damaged_record_stops_its_case_alone(world, damage):
+    """A gateway starts beside a case whose record cannot be read, and serves the others; without the file it goes on.
+
+    What is to be done stands in the message.
+    """
+    _, settings = world
+    with client(settings, **FAST) as http:
+        assert ask(http, "shop", prediction_id="one").status_code == 200
+    path = settings.prediction_log / "shop" / "target.json"
+    path.unlink()
+    if damage == "torn":
+        path.write_text('{"classes": ["ne')
+    else:
+        path.mkdir()
+    with client(settings, **FAST) as http:
+        assert http.get("/readyz").json()["cases"].keys() == {"desk"}
+        assert told(http).keys() == {"shop"}
+        assert "prediction_log/shop/target.json cannot be read" in told(http)["shop"]
+        assert "restore it, or remove it" in told(http)["shop"]
+        if damage == "torn":
+            path.unlink()
+        else:
+            path.rmdir()
+        until(lambda: ask(http, "shop", prediction_id="one").status_code == 200)
+        assert told(http) == {}
+    assert json.loads(path.read_text())["classes"] == ["new", "used", "broken"]
+
+
 def test_of_many_who_remember_at_once_all_are_held_to_one(world):
     """Workers and steps that see different classes first keep one of them whole, and the others are refused."""
     root, settings = world
