@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -171,7 +173,12 @@ def _has_state(settings: Settings, case: str) -> bool:
 
 
 def _has_segments(settings: Settings, case: str) -> bool:
-    return any(any((settings.prediction_log / case / kind).glob(f"[!.]*{CLOSED}*")) for kind in KINDS)
+    """Whether anything was logged; no segment is ever removed, so that the first one that is seen has to do."""
+    for kind in KINDS:
+        with suppress(FileNotFoundError), os.scandir(settings.prediction_log / case / kind) as entries:
+            if any(CLOSED in entry.name and not entry.name.startswith(".") for entry in entries):
+                return True
+    return False
 
 
 # --- the rule -----------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -207,6 +209,27 @@ def test_a_damaged_record_stops_its_case_alone(world, damage):
         until(lambda: ask(http, "shop", prediction_id="one").status_code == 200)
         assert told(http) == {}
     assert json.loads(path.read_text())["classes"] == ["new", "used", "broken"]
+
+
+def test_a_look_does_not_list_the_log(world, monkeypatch):
+    """A look at the cases, which a gateway takes every second, costs the same however many segments a log has."""
+    _, settings = world
+    folder = settings.prediction_log / "shop" / "predictions"
+    folder.mkdir(parents=True)
+    (folder.parent / "target.json").write_text('{"classes": ["other"], "unit": null, "texts": {}}')
+    for number in range(1000):
+        (folder / f"a-{number:06d}.jsonl").touch()
+    seen = []
+    scandir = os.scandir
+
+    @contextmanager
+    def counted(path):
+        with scandir(path) as entries:
+            yield (seen.append(entry.name) or entry for entry in entries)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert "0 was 'other'" in kept_target.problem(load_fields("shop"), None, settings)
+    assert len(seen) < 10
 
 
 def test_of_many_who_remember_at_once_all_are_held_to_one(world):
