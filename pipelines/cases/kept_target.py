@@ -84,6 +84,12 @@ def hold(params: Params, settings: Settings) -> None:
     keep_in_lake(load_fields(params.case), texts_of(params), settings)
 
 
+def require(fields: Fields, texts: Sequence[str], settings: Settings) -> None:
+    """Raise ConfigError if the rows that are there mean another than declared now; nothing is remembered."""
+    objects.latest(settings.lake_dir / fields.case / TARGET)
+    _held_to(meaning(fields, texts), _known(settings, fields.case) or [], fields.case)
+
+
 def keep_in_lake(fields: Fields, texts: Sequence[str], settings: Settings, *, rows_follow: bool = False) -> None:
     """Remember what the case's rows mean, once it has state or ``rows_follow``.
 
