@@ -194,7 +194,8 @@ def _held_to(now: Meaning, known: Known, case: str) -> Meaning:
     """What is declared ``now``, with the texts that were declared before. Raises ConfigError if numbers change."""
     for file, was in known:
         if problem := _changed(was, now, file):
-            raise ConfigError(f"{case}: {problem}, or declare a new case")
+            by_mistake = f"; if {file} says that by mistake, mend it there (docs/cases.md)" * file.endswith(TARGET)
+            raise ConfigError(f"{case}: {problem}, or declare a new case{by_mistake}")
         now = replace(now, texts={**was.texts, **now.texts})
     return now
 

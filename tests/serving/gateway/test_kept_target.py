@@ -182,6 +182,35 @@ def test_another_kind_of_target_is_told_and_not_followed(world, target, words):
         assert ask(http, "shop", prediction_id="one").json()["rows"][0]["prediction"] == "used"
 
 
+def test_what_was_mistyped_is_mended_by_hand(world):
+    """A class that was mistyped and taken up is mended in the files that say it, and the message says so.
+
+    Without a file, in a state of before, there is nothing to mend: its champion has learned it.
+    """
+    root, settings = world
+    more, right = CLASSES.replace(")", ', "lots")'), CLASSES.replace(")", ', "lost")')
+    beside_log, in_lake = settings.prediction_log / "shop" / "target.json", settings.lake_dir / "shop" / "target.json"
+    with client(settings, **FAST) as http:
+        assert ask(http, "shop", prediction_id="one").status_code == 200
+        declare(root, CLASSES, more)
+        until(lambda: "lots" in beside_log.read_text())
+        in_lake.parent.mkdir(parents=True)
+        in_lake.write_bytes(beside_log.read_bytes())
+        declare(root, more, right)
+        for path, name in ((beside_log, "prediction_log/shop/target.json"), (in_lake, "lake/shop/target.json")):
+            until(lambda: f"if {name} says that by mistake, mend it there" in told(http).get("shop", ""))  # noqa: B023
+            edit(path, ("lots", "lost"))
+        until(lambda: not told(http))
+        until(lambda: label(http, "lost") == 200)
+    beside_log.unlink()
+    in_lake.unlink()
+    declare(root, right, ORDERS["another order"][0])
+    with shop.installed(root):
+        moved = load_fields("shop")
+    with pytest.raises(ConfigError, match=r"fields.json\) and is 'used' now: .* or declare a new case$"):
+        kept_target.keep_beside_log(moved, settings)
+
+
 @pytest.mark.parametrize("damage", ["torn", "no file"])
 def test_a_damaged_record_stops_its_case_alone(world, damage):
     """A gateway starts beside a case whose record cannot be read, and serves the others; without the file it goes on.
