@@ -79,9 +79,14 @@ def keep_beside_log(fields: Fields, settings: Settings) -> None:
             _write(folder / TARGET, _held_to(meaning(fields), known, fields.case))
 
 
-def hold(params: Params, settings: Settings) -> None:
-    """What a step does before it reads or writes rows: :func:`keep_in_lake` of the case as it is declared now."""
-    keep_in_lake(load_fields(params.case), texts_of(params), settings)
+def hold(params: Params, settings: Settings, *, again: bool) -> None:
+    """What a step does before it reads or writes rows: :func:`keep_in_lake` of the case as it is declared now.
+
+    A run that is done ``again``, in a folder of its own, is held to nothing: it has the rows of then, and is done by
+    the commit of then, which does not know what came since.
+    """
+    if not again:
+        keep_in_lake(load_fields(params.case), texts_of(params), settings)
 
 
 def require(fields: Fields, texts: Sequence[str], settings: Settings) -> None:
