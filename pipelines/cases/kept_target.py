@@ -152,13 +152,14 @@ def _kept(settings: Settings, case: str) -> Iterator[tuple[str, Meaning]]:
     """What was remembered. A gateway remembers before its first line: without one it is no more than a draft."""
     beside_log, in_lake = (folder / case / TARGET for folder in (settings.prediction_log, settings.lake_dir))
     for path in [beside_log] * _has_segments(settings, case) + [in_lake]:
-        if path.exists():
-            name = str(path.relative_to(settings.root))
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise _unread(name, error.strerror) from error
-            yield name, _parsed(name, data)
+        name = str(path.relative_to(settings.root))
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unread(name, error.strerror) from error
+        yield name, _parsed(name, data)
 
 
 def _trained(settings: Settings, release: Release) -> Iterator[tuple[str, Meaning]]:
@@ -186,7 +187,8 @@ def _has_state(settings: Settings, case: str) -> bool:
 def _has_segments(settings: Settings, case: str) -> bool:
     """Whether anything was logged; no segment is ever removed, so that the first one that is seen has to do."""
     for kind in KINDS:
-        with suppress(FileNotFoundError), os.scandir(settings.prediction_log / case / kind) as entries:
+        folder = settings.prediction_log / case / kind
+        with suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:  # whom it is closed to: none
             if any(CLOSED in entry.name and not entry.name.startswith(".") for entry in entries):
                 return True
     return False
