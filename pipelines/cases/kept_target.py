@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -77,9 +79,20 @@ def keep_beside_log(fields: Fields, settings: Settings) -> None:
             _write(folder / TARGET, _held_to(meaning(fields), known, fields.case))
 
 
-def hold(params: Params, settings: Settings) -> None:
-    """What a step does before it reads or writes rows: :func:`keep_in_lake` of the case as it is declared now."""
-    keep_in_lake(load_fields(params.case), texts_of(params), settings)
+def hold(params: Params, settings: Settings, *, again: bool) -> None:
+    """What a step does before it reads or writes rows: :func:`keep_in_lake` of the case as it is declared now.
+
+    A run that is done ``again``, in a folder of its own, is held to nothing: it has the rows of then, and is done by
+    the commit of then, which does not know what came since.
+    """
+    if not again:
+        keep_in_lake(load_fields(params.case), texts_of(params), settings)
+
+
+def require(fields: Fields, texts: Sequence[str], settings: Settings) -> None:
+    """Raise ConfigError if the rows that are there mean another than declared now; nothing is remembered."""
+    objects.latest(settings.lake_dir / fields.case / TARGET)
+    _held_to(meaning(fields, texts), _known(settings, fields.case) or [], fields.case)
 
 
 def keep_in_lake(fields: Fields, texts: Sequence[str], settings: Settings, *, rows_follow: bool = False) -> None:
@@ -139,9 +152,14 @@ def _kept(settings: Settings, case: str) -> Iterator[tuple[str, Meaning]]:
     """What was remembered. A gateway remembers before its first line: without one it is no more than a draft."""
     beside_log, in_lake = (folder / case / TARGET for folder in (settings.prediction_log, settings.lake_dir))
     for path in [beside_log] * _has_segments(settings, case) + [in_lake]:
-        if path.exists():
-            name = str(path.relative_to(settings.root))
-            yield name, _parsed(name, path.read_bytes())
+        name = str(path.relative_to(settings.root))
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unread(name, error.strerror) from error
+        yield name, _parsed(name, data)
 
 
 def _trained(settings: Settings, release: Release) -> Iterator[tuple[str, Meaning]]:
@@ -167,7 +185,13 @@ def _has_state(settings: Settings, case: str) -> bool:
 
 
 def _has_segments(settings: Settings, case: str) -> bool:
-    return any(any((settings.prediction_log / case / kind).glob(f"[!.]*{CLOSED}*")) for kind in KINDS)
+    """Whether anything was logged; no segment is ever removed, so that the first one that is seen has to do."""
+    for kind in KINDS:
+        folder = settings.prediction_log / case / kind
+        with suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:  # whom it is closed to: none
+            if any(CLOSED in entry.name and not entry.name.startswith(".") for entry in entries):
+                return True
+    return False
 
 
 # --- the rule -----------------------------------------------------------------------------------
@@ -177,7 +201,8 @@ def _held_to(now: Meaning, known: Known, case: str) -> Meaning:
     """What is declared ``now``, with the texts that were declared before. Raises ConfigError if numbers change."""
     for file, was in known:
         if problem := _changed(was, now, file):
-            raise ConfigError(f"{case}: {problem}, or declare a new case")
+            by_mistake = f"; if {file} says that by mistake, mend it there (docs/cases.md)" * file.endswith(TARGET)
+            raise ConfigError(f"{case}: {problem}, or declare a new case{by_mistake}")
         now = replace(now, texts={**was.texts, **now.texts})
     return now
 
@@ -220,4 +245,11 @@ def _parsed(name: str, data: bytes) -> Meaning:
         found = json.loads(data)
         return Meaning(tuple(found["classes"]), found["unit"], {text: int(at) for text, at in found["texts"].items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{name} cannot be read ({error}): restore it") from error
+        raise _unread(name, error) from error
+
+
+def _unread(name: str, why: object) -> IntegrityError:
+    return IntegrityError(
+        f"{name} cannot be read ({why}): restore it, or remove it; what rows mean is then what the other one says, "
+        "beside the log or in the lake, or the champion's bundle"
+    )

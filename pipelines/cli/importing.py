@@ -103,7 +103,7 @@ def take(params: Params, settings: Settings, given: Given) -> dict[str, Any]:
     ledger.require_in_service(settings.ledger, params.case)
     fields = load_fields(params.case)
     now = wall_time()
-    kept_target.keep_in_lake(fields, given.label_values, settings)
+    kept_target.require(fields, given.label_values, settings)
     rows, refused, received = _read(params, fields, settings, given, now)
     kept = None
     if refused.height:

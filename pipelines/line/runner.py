@@ -24,7 +24,7 @@ def run(step: Step, run: Run) -> Manifest:
     objects.attach(run.settings)
     for kind in COMPACTED:  # what is known of the log, wherever it was compacted
         objects.need_folder(run.settings.lake_dir / run.case / kind / RECORDS)
-    kept_target.hold(run.params, run.settings)
+    kept_target.hold(run.params, run.settings, again=run.folder is not None)
     read = reads(step, run)
     return publish(step, run, read, home(step).work(run, read))
 

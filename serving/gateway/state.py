@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pipelines import objects
 from pipelines.cases.surveying import survey
-from pipelines.errors import ConfigError, PerennialError, Unavailable
+from pipelines.errors import ConfigError, IntegrityError, PerennialError, Unavailable
 from pipelines.faults import of_disk
 from pipelines.params import EventTimes, ServingParams
 from pipelines.segments import adopt, asked
@@ -142,7 +142,7 @@ class Gateway:
             except (PerennialError, OSError, sqlite3.Error) as error:
                 told = of_disk(error) or error
                 broken[case.name] = str(told)
-                failed = failed if isinstance(error, ConfigError) else told
+                failed = failed if isinstance(error, ConfigError | IntegrityError) else told
             else:
                 served[case.name] = fresh
         for name in served.keys() - {case.name for case in found}:

@@ -106,6 +106,7 @@ class Triton:
     def _begin(self) -> None:
         self._lanes: dict[tuple[str, int, Any], Lane] = {}
         self._versions: WeakValueDictionary[tuple[str, int], Version] = WeakValueDictionary()
+        self._sound: dict[str, Mapping[str, NDArray[Any]]] = {}  # a row that a version has had an answer for
         self._refused: Counter[str] = Counter()  # calls of a version in a row that were answered for with a Refusal
         self._usual: dict[str, float] = {}
         # Of Triton nothing is said by a client that goes away, by values that it answers for with an error (unless it
@@ -243,13 +244,18 @@ class Triton:
     async def _doubt(self, name: str, fields: Fields, version: int, call: Call, error: Refusal) -> None:
         """Raise Unavailable where it is not the rows that a version has answered for with an ``error``.
 
-        One that answers nothing else is asked for a row that is as declared, whatever clients send.
+        One that answers nothing else is asked for a row that it has answered before, or if there is none for one that
+        is as declared, whatever clients send.
         """
         self._refused[name] += 1
-        own = self._versions.get((fields.case, version))
-        if self._refused[name] < FAILURES or own is None:
+        if self._refused[name] < FAILURES:
             return
-        tensors = (await own.parts(probe(fields)))[0].tensors
+        tensors = self._sound.get(name)
+        if tensors is None:
+            own = self._versions.get((fields.case, version))
+            if own is None:
+                return
+            tensors = (await own.parts(probe(fields)))[0].tensors
         try:
             await self._score(name, fields, version, call._replace(inputs=tensors))
         except Refusal:
@@ -312,6 +318,8 @@ class Triton:
         ):
             raise Refusal(f"{name} answered probabilities that do not sum to 1: roll it back")
         self._refused.pop(name, None)
+        if name not in self._sound:
+            self._sound[name] = {tensor: rows[:1].copy() for tensor, rows in call.inputs.items()}
         return values
 
     async def _ask(self, request: Any, call: Call) -> Any:

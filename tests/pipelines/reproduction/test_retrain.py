@@ -99,6 +99,18 @@ def test_a_tabular_version_is_reproduced(original):
     assert (answer["version"], answer["as_of"]) == (3, runs.AS_OF.isoformat())
 
 
+def test_what_labels_mean_since_is_no_matter_of_a_version_of_before(home):
+    """A version is trained again from its own rows, by the commit that trained it: later classes are none of it."""
+    kept = home.lake_dir / CASE / "target.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text('{"classes": ["fine", "bad"], "unit": null, "texts": {}}')
+    logged = home.prediction_log / CASE / "labels" / "a.jsonl"
+    logged.parent.mkdir(parents=True)
+    logged.touch()
+    answer = retrain.reproduce(home, CASE, 3)
+    assert answer["identical"], answer["reason"]
+
+
 def test_a_training_that_spent_its_budget_is_stopped_at_the_same_step(tmp_path, monkeypatch):
     """The reproduction of a training that spent its budget ends after the steps that the minutes were enough for."""
     settings = Settings(home=tmp_path)

@@ -190,6 +190,22 @@ def test_an_import_is_held_to_the_one_before(home):
         take()
 
 
+def test_an_import_that_takes_in_nothing_binds_nobody(home):
+    """Label texts in a wrong order, given with a file that is not there, do not refuse the right order afterwards."""
+    declare(home, kind="log")
+
+    def take(name, *values):
+        given = Given(str(home / "data" / name), label_values=values)
+        return importing.take(load_params("shop"), settings(home), given)["labels"]
+
+    assert take("shop.csv", "no", "yes")["added"] == 400
+    text = (home / "data" / "shop.csv").read_text().replace(",no\n", ",N\n").replace(",yes\n", ",Y\n")
+    (home / "data" / "letters.csv").write_text(text)
+    with pytest.raises(ConfigError, match="is no file"):
+        take("leters.csv", "Y", "N")
+    assert take("letters.csv", "N", "Y") == {"added": 0, "already_there": 400, "differing": 0}
+
+
 def test_a_file_that_cannot_be_read_is_told(home):
     """What was remembered is not guessed at where its file is damaged."""
     declare(home, kind="files", url="shop.csv", label_values=["no", "yes"])

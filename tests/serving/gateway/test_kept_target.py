@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -178,6 +180,85 @@ def test_another_kind_of_target_is_told_and_not_followed(world, target, words):
         until(lambda: "shop" in told(http))
         assert words in told(http)["shop"]
         assert ask(http, "shop", prediction_id="one").json()["rows"][0]["prediction"] == "used"
+
+
+def test_what_was_mistyped_is_mended_by_hand(world):
+    """A class that was mistyped and taken up is mended in the files that say it, and the message says so.
+
+    Without a file, in a state of before, there is nothing to mend: its champion has learned it.
+    """
+    root, settings = world
+    more, right = CLASSES.replace(")", ', "lots")'), CLASSES.replace(")", ', "lost")')
+    beside_log, in_lake = settings.prediction_log / "shop" / "target.json", settings.lake_dir / "shop" / "target.json"
+    with client(settings, **FAST) as http:
+        assert ask(http, "shop", prediction_id="one").status_code == 200
+        declare(root, CLASSES, more)
+        until(lambda: "lots" in beside_log.read_text())
+        in_lake.parent.mkdir(parents=True)
+        in_lake.write_bytes(beside_log.read_bytes())
+        declare(root, more, right)
+        for path, name in ((beside_log, "prediction_log/shop/target.json"), (in_lake, "lake/shop/target.json")):
+            until(lambda: f"if {name} says that by mistake, mend it there" in told(http).get("shop", ""))  # noqa: B023
+            edit(path, ("lots", "lost"))
+        until(lambda: not told(http))
+        until(lambda: label(http, "lost") == 200)
+    beside_log.unlink()
+    in_lake.unlink()
+    declare(root, right, ORDERS["another order"][0])
+    with shop.installed(root):
+        moved = load_fields("shop")
+    with pytest.raises(ConfigError, match=r"fields.json\) and is 'used' now: .* or declare a new case$"):
+        kept_target.keep_beside_log(moved, settings)
+
+
+@pytest.mark.parametrize("damage", ["torn", "no file"])
+def test_a_damaged_record_stops_its_case_alone(world, damage):
+    """A gateway starts beside a case whose record cannot be read, and serves the others; without the file it goes on.
+
+    What is to be done stands in the message.
+    """
+    _, settings = world
+    with client(settings, **FAST) as http:
+        assert ask(http, "shop", prediction_id="one").status_code == 200
+    path = settings.prediction_log / "shop" / "target.json"
+    path.unlink()
+    if damage == "torn":
+        path.write_text('{"classes": ["ne')
+    else:
+        path.mkdir()
+    with client(settings, **FAST) as http:
+        assert http.get("/readyz").json()["cases"].keys() == {"desk"}
+        assert told(http).keys() == {"shop"}
+        assert "prediction_log/shop/target.json cannot be read" in told(http)["shop"]
+        assert "restore it, or remove it" in told(http)["shop"]
+        if damage == "torn":
+            path.unlink()
+        else:
+            path.rmdir()
+        until(lambda: ask(http, "shop", prediction_id="one").status_code == 200)
+        assert told(http) == {}
+    assert json.loads(path.read_text())["classes"] == ["new", "used", "broken"]
+
+
+def test_a_look_does_not_list_the_log(world, monkeypatch):
+    """A look at the cases, which a gateway takes every second, costs the same however many segments a log has."""
+    _, settings = world
+    folder = settings.prediction_log / "shop" / "predictions"
+    folder.mkdir(parents=True)
+    (folder.parent / "target.json").write_text('{"classes": ["other"], "unit": null, "texts": {}}')
+    for number in range(1000):
+        (folder / f"a-{number:06d}.jsonl").touch()
+    seen = []
+    scandir = os.scandir
+
+    @contextmanager
+    def counted(path):
+        with scandir(path) as entries:
+            yield (seen.append(entry.name) or entry for entry in entries)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert "0 was 'other'" in kept_target.problem(load_fields("shop"), None, settings)
+    assert len(seen) < 10
 
 
 def test_of_many_who_remember_at_once_all_are_held_to_one(world):

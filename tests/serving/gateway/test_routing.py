@@ -211,6 +211,24 @@ def test_rows_that_a_champion_has_no_answer_for_take_it_from_nobody(tmp_path):
             assert version(http) == 1
 
 
+def test_a_row_without_an_answer_may_be_the_one_that_is_thought_sound(tmp_path, monkeypatch):
+    """A version is asked for a row that it has answered before: for lowest values it may have no answer.
+
+    Who sends only such rows takes the answer from nobody.
+    """
+    monkeypatch.setattr(triton_client, "PAUSE_SECONDS", 60.0)
+    lowest = encode(FIELDS, probe(FIELDS))["numeric"][0]
+    with fake_triton(servicer=Odd(lambda _number, row: row[0] == lowest[0])) as (_, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        odd = {"rows": [row | {"salary": probe(FIELDS)["salary"][0]} for row in ROWS["rows"]]}
+        with client(settings) as http:
+            assert version(http) == 1
+            for _ in range(3 * FAILURES):
+                assert http.post(PREDICT, json=odd).status_code == 503
+            assert version(http) == 1
+
+
 def test_a_previous_release_that_could_not_be_loaded_stands_in_once_it_can(tmp_path, monkeypatch):
     """A previous release whose bundle could not be read is tried again, though no release has come since."""
     monkeypatch.setattr(routing, "AGAIN_SECONDS", 0.1)
