@@ -69,6 +69,7 @@ _KINDS: dict[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIN
 KIND_GPU is refused where there is none.
 """
 _INSTEAD = "# on the CPU instead: "
+_VERSIONS = r"versions: \[([\d, ]*)\]"
 
 
 class Busy(Unavailable):
@@ -183,14 +184,24 @@ def configure(
     """Write the case's configuration for ``versions``; False if it said just that already.
 
     ``instead`` is why it is not the device that the case asks for: a comment that :func:`instead_of_gpu` reads back.
+    Where more than the versions changes, Triton will load each of them anew: of other instances alone it would make
+    more or fewer of a version that answers, and whoever asks it then may wait for ever.
     """
     text = config(fields, versions, serving)
     if instead:
         text += f"{_INSTEAD}{' '.join(instead.split())}\n"
-    if read_config(repository, fields.case) == text:
+    before = read_config(repository, fields.case)
+    if before == text:
         return False
+    if before and _but_versions(before) != _but_versions(text):
+        for model in (repository / fields.case).glob(f"[0-9]*/{MODEL}"):
+            os.utime(model)  # a newer file is another model to it
     write_atomic(repository / fields.case / CONFIG, text.encode())
     return True
+
+
+def _but_versions(text: str) -> str:
+    return re.sub(_VERSIONS, "", text.partition(_INSTEAD)[0])
 
 
 def read_config(repository: Path, case: str) -> str:
@@ -203,7 +214,7 @@ def read_config(repository: Path, case: str) -> str:
 
 def configured(repository: Path, case: str) -> list[int]:
     """The versions that the case's configuration names; none if there is no configuration."""
-    found = re.search(r"versions: \[([\d, ]*)\]", read_config(repository, case))
+    found = re.search(_VERSIONS, read_config(repository, case))
     if found is None:
         return []
     return [int(number) for number in found[1].split(",") if number.strip()]

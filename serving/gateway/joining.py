@@ -43,6 +43,10 @@ class Call(NamedTuple):
         return len(next(iter(self.inputs.values())))
 
 
+class TimedOut(Unavailable):
+    """No answer came before the deadline. Said by its kind: a timer may be early by a turn of the event loop."""
+
+
 class Refusal(Unavailable):
     """Triton's word on what a call holds: of several rows one may be the reason, and the others have their answers."""
 
@@ -224,7 +228,7 @@ class Lane:
 def _too_late(answer: asyncio.Future[list[float]]) -> None:
     if not answer.done():
         text = "Triton did not answer in time: as many rows as it can score were before these"
-        answer.set_exception(Unavailable(text))
+        answer.set_exception(TimedOut(text))
 
 
 def _joined(calls: Sequence[Call]) -> Call:

@@ -22,7 +22,7 @@ import msgspec
 from pipelines.contracts import Arm, ShadowLine
 from pipelines.errors import Crowded, DataError, PerennialError
 from pipelines.fields import EVENT_TIME
-from serving.gateway.joining import Refusal
+from serving.gateway.joining import Refusal, TimedOut
 from serving.gateway.pace import Pace
 from serving.gateway.refusal import Refused
 from serving.gateway.traffic import Outcome
@@ -187,8 +187,8 @@ async def ask(gateway: Gateway, case: Case, pairs: Sequence[Pair]) -> list[Found
             return [Found("error")]
         middle = len(pairs) // 2
         return [*await ask(gateway, case, pairs[:middle]), *await ask(gateway, case, pairs[middle:])]
-    except PerennialError:
-        return [Found("timeout" if time.monotonic() >= deadline else "error")] * len(pairs)
+    except PerennialError as error:
+        return [Found("timeout" if isinstance(error, TimedOut) else "error")] * len(pairs)
     outputs = case.fields.outputs
     return [Found("ok", list(scores[start : start + outputs])) for start in range(0, len(scores), outputs)]
 

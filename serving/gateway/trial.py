@@ -20,7 +20,7 @@ from pipelines.encoding import Columns
 from pipelines.errors import Crowded, DataError
 from serving.gateway.cases import Case
 from serving.gateway.identity import Answer
-from serving.gateway.joining import Late
+from serving.gateway.joining import Late, TimedOut
 from serving.gateway.refusal import Refused
 from serving.gateway.routing import Rollout, Route
 from serving.gateway.scoring import INLINE_ROWS, columns, granted, promised, score, scored_by
@@ -131,7 +131,7 @@ async def _champions(request: _Request, arm: Arm, rows: list[Row], values: Colum
     try:
         found = await score(gateway, case, route, values, received, None, deadline)
     except Exception as error:  # noqa: BLE001 - it is counted, and raised for the whole request
-        return Part(arm, rows, _failure(error, deadline), _since(received), error=error)
+        return Part(arm, rows, _failure(error), _since(received), error=error)
     outcome: Outcome = "fallback"
     if found.late:
         outcome = "late"
@@ -140,13 +140,13 @@ async def _champions(request: _Request, arm: Arm, rows: list[Row], values: Colum
     return Part(arm, rows, outcome, _since(received), found.version, found.scores)
 
 
-def _failure(error: Exception, deadline: float) -> Outcome:
+def _failure(error: Exception) -> Outcome:
     """What to count of rows that nobody has answered."""
     if isinstance(error, Refused):  # overload: what else is refused was refused before
         return "late"
     if isinstance(error, DataError):  # a value that the encoding does not take
         return "refused"
-    return "timeout" if time.monotonic() >= deadline else "error"
+    return "timeout" if isinstance(error, TimedOut) else "error"
 
 
 def note(

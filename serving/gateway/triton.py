@@ -29,7 +29,7 @@ from pipelines.encoding import Columns, Encode
 from pipelines.errors import Crowded, Unavailable
 from pipelines.fields import EVENT_TIME, Fields
 from pipelines.parts import MAX_BATCH, Part, together
-from serving.gateway.joining import Call, Lane, Late, Refusal
+from serving.gateway.joining import Call, Lane, Late, Refusal, TimedOut
 from serving.gateway.tracing import Turn, carried, phase
 from serving.gateway.versions import Version, probe
 
@@ -72,7 +72,7 @@ _TYPES = {"i": "INT64", "f": "FP32"}
 """Triton's name of a tensor's type, by numpy's letter for its kind: to spell a type out takes numpy 10 us."""
 
 
-class Hurried(Unavailable):
+class Hurried(TimedOut):
     """A call that was not answered in time, and had less of it than such calls usually take."""
 
 
@@ -289,7 +289,7 @@ class Triton:
         try:
             answer = await self._retried(request, call)
         except TimeoutError:
-            kind = Hurried if call.deadline - began < FAIR * self._usual.get(name, 0.0) else Unavailable
+            kind = Hurried if call.deadline - began < FAIR * self._usual.get(name, 0.0) else TimedOut
             raise kind(
                 f"Triton at {self.address} did not answer for {name} in time (the case's serving.deadline_seconds, "
                 f"else PERENNIAL_GATEWAY_DEADLINE_SECONDS, {self.deadline_seconds:g} s; more for texts)"

@@ -170,6 +170,27 @@ def test_configured_versions_are_read_back(tmp_path):
     assert not repository.configure(tmp_path, FIELDS, [10, 2])
 
 
+def test_a_case_that_is_served_otherwise_is_loaded_anew(tmp_path, bundle):
+    """Triton takes a newer file for another model: models get one where more than versions changes.
+
+    With other instances alone Triton would change a version that answers, and may forget who waits for it.
+    """
+    repository.configure(tmp_path, FIELDS, [1])
+    repository.stage(tmp_path, CASE, 1, bundle)
+    model, old = tmp_path / CASE / "1" / "model.onnx", 1_000_000_000
+    seen = []
+    for versions, serving, instead in (
+        ([1, 2], ServingParams(), ""),
+        ([1, 2], ServingParams(instances=2), ""),
+        ([1, 2], ServingParams(instances=2), "no GPU"),
+        ([1, 2], ServingParams(instances=2, device="gpu"), ""),
+    ):
+        os.utime(model, (old, old))
+        assert repository.configure(tmp_path, FIELDS, versions, serving, instead=instead)
+        seen.append(model.stat().st_mtime > old)
+    assert seen == [False, True, False, True]
+
+
 def test_retiring_keeps_what_is_kept(tmp_path, bundle):
     """Versions that are not kept are deleted; with none to keep the configuration goes too."""
     for version in (1, 2, 10):

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 
 from pipelines.arms import challenged
+from pipelines.cases import load_fields
 from pipelines.contracts import Window
 from pipelines.data import log as prediction_log
 from pipelines.data import traffic
+from pipelines.errors import Unavailable
 from pipelines.moments import parse_moment
+from pipelines.params import ServingParams
 from serving.gateway import shadow
+from serving.gateway.joining import TimedOut
 from serving.gateway.shadow import Found, Pair
+from serving.gateway.trial import _failure
 from tests.serving.gateway.test_rollout import FAST, ROWS, Held, ask, counts, follow, named, scores
 from tests.serving.gateway.world import (
     PREDICT,
@@ -311,3 +317,21 @@ def test_in_a_case_with_classes_a_line_has_all_scores_of_each_version(arm, found
     names = ("champion_score", "challenger_score", "champion_scores", "challenger_scores")
     assert tuple(line.get(name) for name in names) == told
     assert line["ms"] == 10.0
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(TimedOut("late"), "timeout"), (Unavailable("away"), "error")])
+def test_who_is_out_of_time_is_told_by_what_happened_and_no_clock(error, outcome):
+    """A timer may be early by a turn of the event loop: no answer in time counts as that, whatever the clock says."""
+
+    class Aside:
+        def deadline(self, *_):
+            return time.monotonic() + 60.0
+
+        async def score_rows(self, *_):
+            raise error
+
+    case = SimpleNamespace(fields=load_fields("loans"), serving=ServingParams())
+    pair = SimpleNamespace(other=object(), features=[0] * len(case.fields.names), event_time=datetime.now(UTC))
+    found = asyncio.run(shadow.ask(SimpleNamespace(aside=Aside()), case, [pair]))
+    assert [one.outcome for one in found] == [outcome]
+    assert _failure(error) == outcome
