@@ -19,7 +19,7 @@ import numpy as np
 from pipelines import measures, runtime
 from pipelines.encoding import BUNDLE, Columns, Encode, encoder
 from pipelines.errors import DataError, IntegrityError
-from pipelines.fields import EVENT_TIME, SCORES, Fields, Moment, Numeric, Vector, from_json
+from pipelines.fields import EVENT_TIME, FIELDS, SCORES, Fields, Moment, Numeric, Vector, of_bundle
 from pipelines.parts import MAX_BATCH, cut
 from pipelines.problems import Problem, problem, problem_of_time, read_time
 from pipelines.text import TOKENIZER, load_tokenizer
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-FIELDS = "fields.json"
-"""A bundle's declared fields."""
 PREDICTION, SCORE, PROBLEM = "prediction", "score", "problem"
 """Columns of an answer; with classes there is :data:`pipelines.fields.SCORES`, too."""
 
@@ -112,7 +110,7 @@ def load(folder: Path) -> Model:
 
     Raises IntegrityError if they are not of one another.
     """
-    fields = from_json(json.loads((folder / FIELDS).read_text()))
+    fields = of_bundle(folder)
     said = json.loads((folder / BUNDLE).read_text()).get("fields_hash")
     if said != fields.hash:
         raise IntegrityError(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pipelines.contracts import LabelLine, PredictionLine
@@ -31,6 +32,8 @@ from pipelines.feature_names import (
     words,
 )
 
+FIELDS = "fields.json"
+"""A bundle's declared fields."""
 MAX_SIZE = 4_096
 """Numbers of a vector."""
 MAX_CLASSES = 1_000
@@ -663,6 +666,11 @@ def from_json(value: Mapping[str, Any]) -> Fields:
         target=_target_from_json(value),
         derived=tuple(_field_from_json(field) for field in value.get("derived", ())),  # type: ignore[misc]
     )
+
+
+def of_bundle(folder: Path) -> Fields:
+    """The declaration that a bundle was trained with, as its file says. Raises what reading and parsing raise."""
+    return from_json(json.loads((folder / FIELDS).read_text()))
 
 
 def _target_from_json(value: Mapping[str, Any]) -> Target:

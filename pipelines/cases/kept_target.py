@@ -25,15 +25,13 @@ from pipelines import ledger, objects, storage
 from pipelines.cases import load_fields
 from pipelines.contracts import Release
 from pipelines.errors import ConfigError, IntegrityError, PerennialError
-from pipelines.fields import Fields, from_json
+from pipelines.fields import FIELDS, Fields, of_bundle
 from pipelines.files import locked, make_folder, write_atomic
 from pipelines.params import Params
 from pipelines.segments import CLOSED, KINDS
 from pipelines.settings import Settings
 
 TARGET = "target.json"
-FIELDS = "fields.json"
-"""What says in a bundle with which fields it was trained."""
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +164,7 @@ def _trained(settings: Settings, release: Release) -> Iterator[tuple[str, Meanin
     """What a champion was trained to answer; nothing where its bundle cannot be read."""
     try:
         folder = storage.find(settings.root / release.bundle, release.candidate_key, verify=(FIELDS,))
-        trained = from_json(json.loads((folder / FIELDS).read_text()))
+        trained = of_bundle(folder)
     except (PerennialError, OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s: its champion's bundle does not say what its rows mean: %s", release.case, error)
         return

@@ -10,9 +10,10 @@ rise, but for those of a bandit (:func:`weigh`); its salt is one, and what decid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -22,6 +23,7 @@ from pipelines.errors import ConflictError
 from pipelines.params import HoldParams, RolloutParams
 from pipelines.storage import digest
 
+T = TypeVar("T", Release, Retirement)
 SHADOW = -1
 """The step of a rollout whose challenger answers nobody yet."""
 STUCK_TIMES, STUCK_MORE = 5, timedelta(days=1)
@@ -174,21 +176,18 @@ def watched(rows: Sequence[Release], said: Sequence[Retirement], now: datetime) 
 
     ``rows`` are the rollout's, ``said`` is all that was said of the case's being in service, both oldest first.
     """
-    still = [
-        (row.recorded_at, end)
-        for row, end in zip(rows, [*(row.recorded_at for row in rows), now][1:], strict=True)
-        if row.trial is not None and row.trial.held
-    ]
-    still += [
-        (one.recorded_at, end)
-        for one, end in zip(said, [*(one.recorded_at for one in said), now][1:], strict=True)
-        if one.retired
-    ]
+    still = [stretch for row, stretch in _lasting(rows, now) if row.trial is not None and row.trial.held]
+    still += [stretch for one, stretch in _lasting(said, now) if one.retired]
     stood, at = timedelta(), _under_way(rows[-1], "watched").since
     for begin, end in sorted(still):  # who holds a rollout of a retired case stops its clock once
         if (until := min(end, now)) > (since := max(begin, at)):
             stood, at = stood + (until - since), until
     return now - stood
+
+
+def _lasting(rows: Sequence[T], now: datetime) -> Iterator[tuple[T, tuple[datetime, datetime]]]:
+    """Each row with its time and that of the next one; the newest lasts until ``now``."""
+    return zip(rows, pairwise([*(row.recorded_at for row in rows), now]), strict=True)
 
 
 def due(head: Release, now: datetime, answered: int) -> str:

@@ -14,7 +14,7 @@ from pipelines.encoding import Columns, encoder, signature
 from pipelines.errors import IntegrityError
 from pipelines.export.contract import contract
 from pipelines.export.onnx import Trained, longest
-from pipelines.fields import Fields, to_json
+from pipelines.fields import FIELDS, Fields, to_json
 from pipelines.files import file_sha256
 from pipelines.storage import canonical_json
 from pipelines.text import TOKENIZER, TOKENS, load_tokenizer
@@ -69,7 +69,7 @@ def write_bundle(trained: Trained, fields: Fields, folder: Path, about: Mapping[
     if fields.text is not None:
         bundle["tokenizer_sha256"] = file_sha256(folder / TOKENIZER)
     (folder / "bundle.json").write_text(canonical_json(bundle))
-    (folder / "fields.json").write_text(canonical_json(to_json(fields)))
+    (folder / FIELDS).write_text(canonical_json(to_json(fields)))
     (folder / "contract.json").write_text(canonical_json(contract(fields)))
     return bundle
 

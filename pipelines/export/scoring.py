@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from pipelines import runtime
 from pipelines.errors import ConfigError, IntegrityError
-from pipelines.fields import Fields, from_json
+from pipelines.fields import FIELDS, Fields, of_bundle
 
 
 def read_fields(bundle: Path) -> Fields:
     """The fields that a bundle was trained with; IntegrityError if they do not match the hash it names."""
-    fields = from_json(json.loads((bundle / "fields.json").read_text()))
+    fields = of_bundle(bundle)
     expected = json.loads((bundle / "bundle.json").read_text())["fields_hash"]
     if fields.hash != expected:
         raise IntegrityError(
-            f"{bundle / 'fields.json'} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: "
+            f"{bundle / FIELDS} has hash {fields.hash[:12]}, bundle.json names {str(expected)[:12]}: "
             "export the model again"
         )
     return fields

@@ -7,14 +7,13 @@ project where it is loaded; ``onnx`` is the same file as a graph over the tensor
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import answering
 from pipelines.encoding import BUNDLE
 from pipelines.errors import DataError
-from pipelines.fields import EVENT_TIME, SCORES, Fields, from_json, to_json
+from pipelines.fields import EVENT_TIME, FIELDS, SCORES, Fields, of_bundle, to_json
 from pipelines.problems import allowed
 from pipelines.registry import code
 from pipelines.runtime import MODEL
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 DATA = "bundle"
 """The bundle's folder in a model's ``data``."""
 CONTRACT = "contract.json"
-KEPT = (MODEL, BUNDLE, answering.FIELDS, CONTRACT, TOKENIZER)
+KEPT = (MODEL, BUNDLE, FIELDS, CONTRACT, TOKENIZER)
 """What a model takes of a bundle, as far as it is there."""
 CLIENT = "mlflow-skinny"
 """MLflow's package that loads and serves a model; the whole of it is several times as large."""
@@ -50,10 +49,10 @@ def write(folder: Path, bundle: Path, fields: Fields, about: Model) -> None:
     for name in KEPT:
         if (bundle / name).exists():
             (data / name).symlink_to((bundle / name).resolve())  # MLflow copies what it leads to
-    if (data / answering.FIELDS).exists():
-        fields = from_json(json.loads((data / answering.FIELDS).read_text()))
+    if (data / FIELDS).exists():
+        fields = of_bundle(data)
     else:
-        (data / answering.FIELDS).write_text(canonical_json(to_json(fields)))
+        (data / FIELDS).write_text(canonical_json(to_json(fields)))
     module = code.write(answering.__name__, parts)
     mlflow.pyfunc.save_model(
         str(folder),
