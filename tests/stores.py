@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -40,10 +41,22 @@ class Store:
         urllib.request.urlopen(request, timeout=10).close()
 
 
+def _one_at_a_time(put: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A put as S3 has it: moto looks for ``If-None-Match`` and writes in two moves, and another one comes between."""
+    alone = Lock()
+
+    def wait_and_put(request: Any) -> Any:
+        with alone:
+            return put(request)
+
+    return wait_and_put
+
+
 @contextmanager
 def s3() -> Iterator[Store]:
     """A server with an empty bucket, and the environment that leads every client to it."""
     import boto3
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -52,6 +65,7 @@ def s3() -> Iterator[Store]:
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", _one_at_a_time(S3Response.put_object))
         for name, value in {
             "AWS_ENDPOINT_URL": url,
             "AWS_ACCESS_KEY_ID": "somebody",
