@@ -69,7 +69,8 @@ def _drift_confirmed(facts: Facts, params: Params) -> Iterable[Finding]:
 
 def _retrain_kept(facts: Facts, params: Params) -> Iterable[Finding]:
     del params
-    yield from _retrained(facts, "kept", "did not beat the champion: the drift goes on under the old model")
+    what = "gave no new champion (not promoted, or taken back on trial): the drift goes on under the old model"
+    yield from _retrained(facts, "kept", what)
 
 
 def _retrain_missing(facts: Facts, params: Params) -> Iterable[Finding]:

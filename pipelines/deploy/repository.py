@@ -195,9 +195,14 @@ def configure(
         return False
     if before and _but_versions(before) != _but_versions(text):
         for model in (repository / fields.case).glob(f"[0-9]*/{MODEL}"):
-            os.utime(model)  # a newer file is another model to it
+            renew(model.parent)
     write_atomic(repository / fields.case / CONFIG, text.encode())
     return True
+
+
+def renew(version: Path) -> None:
+    """Make Triton load the version in this folder anew when its case is loaded: a newer file is another model to it."""
+    os.utime(version / MODEL)
 
 
 def _but_versions(text: str) -> str:

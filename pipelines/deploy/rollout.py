@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -353,8 +352,8 @@ def _revive(settings: Settings, fields: Fields, version: int, bundle: Path) -> b
         log.warning("%s: %s; loading it again", fields.case, error)
     else:
         return False
-    # A newer file makes Triton start a new stub for this version alone, the others go on answering.
-    os.utime(settings.model_repository / fields.case / str(version) / runtime.MODEL)
+    # Triton starts a new stub for this version alone, the others go on answering.
+    repository.renew(settings.model_repository / fields.case / str(version))
     triton.load(settings, fields.case)
     try:
         prove(settings, fields, version, bundle)

@@ -135,7 +135,7 @@ def _moved(params: Params, settings: Settings, head: Release, now: datetime, jud
     due = partial(stages.due, head, watched, looked.answered(head))
     asks = answer.verdict != "fail" and not head.trial.held and experiment.under_way(head, plan)
     if asks:
-        order, why = _compared(settings, fields, rows, answer, said, due)
+        order, why = _compared(settings, fields, rows, answer, said, watched, due)
     else:
         order, why = _next(settings, head, answer, said, due)
     storage.failpoint("tick", "judged")
@@ -196,9 +196,18 @@ def _next(
 
 
 def _compared(
-    settings: Settings, fields: Fields, rows: Sequence[Release], answer: Answer, said: Said, due: Callable[[], str]
+    settings: Settings,
+    fields: Fields,
+    rows: Sequence[Release],
+    answer: Answer,
+    said: Said,
+    watched: datetime,
+    due: Callable[[], str],
 ) -> tuple[Order | None, str]:
-    """The order that follows from the answer of an experiment, by a rollout's rows, or why there is none yet."""
+    """The order that follows from the answer of an experiment, by a rollout's rows, or why there is none yet.
+
+    ``watched`` is now by :func:`stages.watched`.
+    """
     head = rows[-1]
     assert head.trial is not None
     plan = stages.plan_of(head.trial)
@@ -215,7 +224,7 @@ def _compared(
     if compared.unsplit:
         return None, compared.unsplit
     if result.verdict == "no difference yet":
-        waited = said.now - head.trial.since >= timedelta(hours=asked.every_hours)
+        waited = watched - head.trial.since >= timedelta(hours=asked.every_hours)
         if compared.weight is None or not waited or abs(compared.weight - head.weight) < LEAST_MOVE:
             return None, said.reason
         why = f"the bandit has it at {compared.weight / WHOLE:.0%} of all keys: {result.reason}"

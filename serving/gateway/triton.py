@@ -245,7 +245,7 @@ class Triton:
         """Raise Unavailable where it is not the rows that a version has answered for with an ``error``.
 
         One that answers nothing else is asked for a row that it has answered before, or if there is none for one that
-        is as declared, whatever clients send.
+        is as declared, whatever clients send. Where nobody answers that question, the ``error`` stands.
         """
         self._refused[name] += 1
         if self._refused[name] < FAILURES:
@@ -260,6 +260,8 @@ class Triton:
             await self._score(name, fields, version, call._replace(inputs=tensors))
         except Refusal:
             raise Unavailable(f"{error} (it has no answer for any row)") from error
+        except Unavailable:
+            return
 
     async def _gather(self, fields: Fields, version: int, parts: Sequence[Part], whole: Call) -> list[float]:
         """All parts, some at a time; the first failure gives up the others."""

@@ -72,7 +72,7 @@ FOUND = [
         facts(report(state="COOLDOWN", policy=POLICY | {"verdict": "kept"})),
         "retrain_kept:e1",
         "warning",
-        "did not beat the champion",
+        "gave no new champion",
     ),
     (
         facts(report(policy=POLICY | {"verdict": "missing", "path": ["RETRAINING", "COOLDOWN", "STABLE"]})),

@@ -12,6 +12,7 @@ from pipelines.audit import audit
 from pipelines.cases import load_fields
 from pipelines.deploy import rollout, stages
 from pipelines.errors import ConflictError
+from pipelines.ledger import release_rows
 from pipelines.line import experiment
 from pipelines.params import RolloutParams
 from pipelines.provenance import wall_time
@@ -203,6 +204,20 @@ def test_a_bandit_moves_the_weight_within_bounds_once_a_day(settings):
     assert (found.challenger.begun, found.champion.begun, found.split > 0.5) == (150 + 160, 150 + 40, True)
     with pytest.raises(ConflictError, match="not within 3000 and 8000"):
         stages.weigh(ledger.head(settings.ledger, CASE), 9000, stages.Said(actor="a", reason="r", now=now, as_of=now))
+
+
+def test_a_bandit_does_not_move_by_time_in_which_somebody_held_it(settings, monkeypatch):
+    """Of its day the hours do not count in which a person had the rollout stand."""
+    declared = plan(bandit=True)
+    began = begun(settings, declared)
+    served(settings, began, 0.50, 0.56, units=300)
+    for hours, move in ((2, stages.hold), (22, stages.resume)):
+        now = began + hours * HOUR
+        monkeypatch.setattr(release_rows, "wall_time", lambda at=now: at)
+        word = stages.Said(actor="ada", reason="a holiday", now=now, as_of=wall_time())
+        ledger.append(settings.ledger, move(ledger.head(settings.ledger, CASE), word))
+    assert ticked(settings, declared, began + 43 * HOUR).outcome == "holds"
+    assert ticked(settings, declared, began + 45 * HOUR).action == "advance"
 
 
 def test_a_step_takes_no_key_back_that_a_bandit_gave(settings):

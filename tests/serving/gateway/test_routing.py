@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
+import grpc
 import numpy as np
 import pytest
 from sqlalchemy import create_engine
@@ -227,6 +230,40 @@ def test_a_row_without_an_answer_may_be_the_one_that_is_thought_sound(tmp_path, 
             for _ in range(3 * FAILURES):
                 assert http.post(PREDICT, json=odd).status_code == 503
             assert version(http) == 1
+
+
+class Full(Odd):
+    """Odd, and slow; once it is ``full`` its queue has no place for rows of other salaries than 7 and 9."""
+
+    def __init__(self):
+        super().__init__(lambda _number, row: row[0] == 7)
+        self.full = False
+
+    def ModelInfer(self, request, context):  # noqa: N802 - gRPC's name
+        """One inference."""
+        numeric = np.frombuffer(request.raw_input_contents[1], np.float32).reshape(list(request.inputs[1].shape))
+        if self.full and numeric[0, 0] not in {7, 9}:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        time.sleep(0.1)
+        return super().ModelInfer(request, context)
+
+
+def test_rows_have_their_answers_beside_an_odd_one_though_a_doubt_is_not_cleared_up(tmp_path):
+    """Where the version's queue has no place for the question whether it answers at all, each row goes on by itself."""
+    with fake_triton(servicer=Full()) as (triton, port):
+        settings = make_home(tmp_path, port)
+        release(settings, 1)
+        sound, odd, good = ({"rows": [ROWS["rows"][0] | {"salary": salary}]} for salary in (5, 7, 9))
+        with client(settings) as http, ThreadPoolExecutor(8) as clients:
+
+            def status(body):
+                return http.post(PREDICT, json=body).status_code
+
+            assert status(sound) == 200
+            assert [status(odd) for _ in range(FAILURES - 1)] == [503] * (FAILURES - 1)
+            triton.full = True
+            assert list(clients.map(status, [odd, odd, *[good] * 6])) == [503, 503, *[200] * 6]
+            assert max(triton.sizes) > 1
 
 
 def test_a_previous_release_that_could_not_be_loaded_stands_in_once_it_can(tmp_path, monkeypatch):
